@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -185,7 +186,7 @@ func (j *Job) hook(ctx context.Context, path string, more ...string) (Result, er
 	if _, err := os.Stat(path); err != nil {
 		return Result{}, fmt.Errorf("the runner fails every job whose hook is missing: %w", err)
 	}
-	return j.run(ctx, append(j.Context, more...), "bash", "-e", path)
+	return j.run(ctx, slices.Concat(j.Context, more), "bash", "-e", path)
 }
 
 // Step runs a script as a run step does: `bash -e <file>` in the workspace. id is
@@ -201,8 +202,7 @@ func (j *Job) Step(ctx context.Context, id, script string, more ...string) (Resu
 	if err := errors.Join(err, file.Chmod(0o644), file.Close()); err != nil {
 		return Result{}, fmt.Errorf("write the script of step %s: %w", id, err)
 	}
-	env := append(append([]string(nil), j.Context...), "GITHUB_ACTION="+id)
-	return j.run(ctx, append(env, more...), "bash", "-e", file.Name())
+	return j.run(ctx, slices.Concat(j.Context, []string{"GITHUB_ACTION=" + id}, more), "bash", "-e", file.Name())
 }
 
 // Internal runs a command as the runner itself calls docker, for service containers
@@ -222,7 +222,7 @@ func (j *Job) run(ctx context.Context, env []string, argv ...string) (Result, er
 }
 
 func (r *Runner) run(ctx context.Context, dir string, env []string, argv ...string) (Result, error) {
-	env = append(append([]string(nil), r.Env...), env...)
+	env = slices.Concat(r.Env, env)
 	cmd := exec.CommandContext(ctx, lookup(argv[0], env), argv[1:]...)
 	cmd.Args[0] = argv[0]
 	cmd.Dir, cmd.Env = dir, env

@@ -1,0 +1,93 @@
+# Tallyman. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+# Two at a time: the smallest runners have two cores, and more only starves the timing tests.
+PARALLEL ?= 2
+FUZZTIME ?= 20s
+
+CACHE := $(CURDIR)/.cache
+ACT_VERSION := v0.2.89
+STATICCHECK_VERSION := v0.8.2
+# The version is part of the path, so that a new version is installed by itself.
+ACT := $(CACHE)/bin/act-$(ACT_VERSION)/act
+STATICCHECK := $(CACHE)/bin/staticcheck-$(STATICCHECK_VERSION)/staticcheck
+export STATICCHECK_CACHE := $(CACHE)/staticcheck
+# Under sudo, git refuses to tell Go about a clone that another user owns.
+export GOFLAGS := -buildvcs=false $(filter-out -buildvcs=%,$(GOFLAGS))
+GIT := git -c safe.directory=*
+
+VERSION := $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT := $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+
+SCRIPTS := $(wildcard scripts/*.sh runner-image/*.sh runner-image/hooks/*.sh) .ci/run
+UNITS = $(shell $(GO) list ./... | grep -v '/tallyman/\(e2e\|demo\)')
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## Build bin/docker-shim and bin/tallyman
+	@mkdir -p bin
+	$(GO) run ./internal/leanbuild -o bin/docker-shim ./cmd/docker-shim
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)" -o bin/tallyman ./cmd/tallyman
+
+.PHONY: setup
+setup: ## Install what demo and tests need by apt (root), or say what is missing
+	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static \
+		iptables:iptables strace:strace jq:jq shellcheck:shellcheck
+
+.PHONY: demo
+demo: ## Run a real workflow on a private Docker daemon and print its account (root)
+	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static
+	@$(MAKE) build $(ACT)
+	@$(GO) build -o $(CACHE)/bin/demo ./demo
+	@$(CACHE)/bin/demo -act $(ACT)
+
+.PHONY: test
+test: setup lint unit e2e demo ## Everything that continuous integration runs
+
+.PHONY: unit
+unit: ## Unit tests with the race detector, seeds of the fuzz tests included
+	$(GO) test -race -p $(PARALLEL) -timeout 10m $(UNITS)
+
+.PHONY: e2e
+e2e: build ## End-to-end tests on a private Docker daemon (root)
+	$(GO) test -race -v -p 1 -timeout 10m ./e2e/...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz test for FUZZTIME (20s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$dir"/*_test.go); do \
+			echo "== $$dir $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) -parallel $(PARALLEL) "$$dir"; \
+		done; \
+	done
+
+.PHONY: lint
+lint: $(STATICCHECK) ## gofmt, go vet, staticcheck, shellcheck
+	@unformatted=$$(gofmt -l $$($(GIT) ls-files -co --exclude-standard '*.go')); \
+		if [ -n "$$unformatted" ]; then echo "gofmt -w wanted: $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); else echo "lint: no shellcheck here, the scripts were not looked at" >&2; fi
+
+.PHONY: generate
+generate: ## Write the generated files again
+	$(GO) generate ./...
+
+.PHONY: clean
+clean: ## Remove binaries, the demo's folder and downloaded tools
+	rm -rf bin .demo .cache
+
+$(ACT):
+	@echo "setup: building act $(ACT_VERSION), once" >&2
+	@GOBIN=$(@D) $(GO) install github.com/nektos/act@$(ACT_VERSION)
+
+$(STATICCHECK):
+	@echo "setup: building staticcheck $(STATICCHECK_VERSION), once" >&2
+	@GOBIN=$(@D) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
