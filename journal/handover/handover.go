@@ -1,0 +1,299 @@
+// Package handover is the shim's half of the journal: it brings one record to the
+// agent's socket or, where no agent takes it in time, into the append file of the
+// caller's uid, and does nothing else. It is linked into every docker command, so
+// it calls the kernel directly and imports nothing but syscall.
+//
+// Nothing here blocks for longer than AckWait: the socket is non-blocking, and the
+// file is opened only on a file system that cannot hang (see spoolFile).
+package handover
+
+import (
+	"strconv"
+	"syscall"
+	"unsafe"
+)
+
+// Result says what became of a record.
+type Result uint8
+
+// The ways of a record.
+const (
+	Lost      Result = iota // neither agent nor file took it
+	Acked                   // the agent has it in its journal
+	Queued                  // it lies in the agent's socket, not yet acknowledged, and no file took it
+	Spooled                 // it is in the append file
+	QueuedToo               // it lies in the socket and in the append file; the agent removes the double by its id
+)
+
+// AckWait is how long the shim waits for the agent's acknowledgement, in
+// milliseconds. An agent with a processor to itself answers in a tenth of one; the
+// rest of the 5 ms that the shim may add at the 99th percentile is for the start of
+// the process.
+const AckWait = 3
+
+// The agent's answers to a record, one byte each.
+const (
+	// AckClose: the record is in the journal, close the socket.
+	AckClose = '1'
+	// AckKeep: the same, but leave the socket open in the command, because this
+	// kernel has no pidfd of a socket's peer and the agent sees the end of the
+	// command by the socket's end of file.
+	AckKeep = '2'
+)
+
+// Target says where records go.
+type Target struct {
+	Socket        string // path of the agent's SOCK_SEQPACKET socket
+	Spool         string // folder of the append files
+	SpoolMaxBytes int64  // an append file of this size takes no more
+}
+
+// Deliver brings one line, which ends in a newline, on its way. uid names the append
+// file; euid is the user the process acts as.
+func Deliver(t Target, line []byte, uid, euid int) Result {
+	switch send(t.Socket, line) {
+	case acked:
+		return Acked
+	case queued:
+		if spool(t, line, uid, euid, true) {
+			return QueuedToo
+		}
+		return Queued
+	}
+	if spool(t, line, uid, euid, false) {
+		return Spooled
+	}
+	return Lost
+}
+
+type sent uint8
+
+const (
+	notSent sent = iota
+	queued
+	acked
+)
+
+// send writes the line to the agent as one message and waits for its one-byte
+// answer. A full backlog (EAGAIN), a missing, stale or foreign socket are told at
+// once by connect(2).
+func send(path string, line []byte) sent {
+	if path == "" || len(path) > 107 { // sun_path
+		return notSent
+	}
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return notSent
+	}
+	if err := connect(fd, path); err != nil {
+		syscall.Close(fd)
+		return notSent
+	}
+	// MSG_NOSIGNAL: an agent that dies now must not kill docker with SIGPIPE.
+	if err := sendto(fd, line); err != nil {
+		syscall.Close(fd)
+		return notSent
+	}
+	result := queued
+	if pollIn(fd, AckWait) {
+		var ack [1]byte
+		if n, err := syscall.Read(fd, ack[:]); n == 1 && err == nil {
+			result = acked
+			if ack[0] == AckKeep {
+				// The descriptor now survives execve and closes when the command
+				// and all its children are gone.
+				syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD, 0)
+				return acked
+			}
+		} else if err != syscall.EAGAIN {
+			result = notSent // the agent closed the connection: it does not have it
+		}
+	}
+	// Closing drops nothing: what lies in the agent's queue stays readable there.
+	syscall.Close(fd)
+	return result
+}
+
+func connect(fd int, path string) error {
+	return syscall.Connect(fd, &syscall.SockaddrUnix{Name: path})
+}
+
+func sendto(fd int, line []byte) error {
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(line))),
+		uintptr(len(line)), syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// pollIn waits at most ms milliseconds for fd to become readable.
+func pollIn(fd, ms int) bool {
+	pfd := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: 1} // POLLIN
+	timeout := syscall.Timespec{Nsec: int64(ms) * 1e6}
+	for {
+		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&pfd)), 1, uintptr(unsafe.Pointer(&timeout)), 0, 8, 0)
+		if errno == syscall.EINTR {
+			continue // Linux leaves the remaining time in timeout
+		}
+		return errno == 0 && n == 1
+	}
+}
+
+// File systems by the type that statfs(2) gives (linux/magic.h).
+const (
+	tmpfsMagic = 0x01021994
+	ramfsMagic = 0x858458f6
+	nfsMagic   = 0x6969
+	smbMagic   = 0x517b
+	smb2Magic  = 0xfe534d42
+	cifsMagic  = 0xff534d42
+	fuseMagic  = 0x65735546
+	v9fsMagic  = 0x01021997
+	cephMagic  = 0x00c36400
+	afsMagic   = 0x5346414f
+)
+
+// spool appends the line to the append file of uid with one write(2) and tells
+// whether all of it was taken. agentThere says that the agent's queue holds the line
+// already.
+func spool(t Target, line []byte, uid, euid int, agentThere bool) bool {
+	if t.Spool == "" {
+		return false
+	}
+	// The type first: statfs(2) of a frozen ext4 returns, open(2) for writing does
+	// not. O_APPEND is not atomic on network file systems (open(2)), and a server
+	// that hangs would hang docker.
+	var fs syscall.Statfs_t
+	if syscall.Statfs(t.Spool, &fs) != nil {
+		return false
+	}
+	switch uint32(fs.Type) {
+	case tmpfsMagic, ramfsMagic:
+	case nfsMagic, smbMagic, smb2Magic, cifsMagic, fuseMagic, v9fsMagic, cephMagic, afsMagic:
+		return false
+	default:
+		// A block device can freeze or stall in writeback. While an agent is there,
+		// its queue is the better place.
+		if agentThere {
+			return false
+		}
+	}
+	name := t.Spool + "/" + strconv.Itoa(uid)
+	ok := appendFile(name+".jsonl", name+".lost", line, t.SpoolMaxBytes, euid)
+	if !ok {
+		countLoss(name+".lost", euid)
+	}
+	return ok
+}
+
+// appendFile writes line with one write(2). A short write leaves a torn line, which
+// readers resynchronise at the record's marker: going on could put another
+// process's record in the middle.
+func appendFile(path, lost string, line []byte, maxBytes int64, euid int) bool {
+	fd, created, err := openAppend(path, euid)
+	if err != nil {
+		return false
+	}
+	if created {
+		// The counter of losses gets its first page while there still is one.
+		if lfd, _, err := openAppend(lost, euid); err == nil {
+			syscall.Write(lfd, []byte{'\n'})
+			syscall.Close(lfd)
+		}
+	}
+	ok := false
+	var st syscall.Stat_t
+	if syscall.Fstat(fd, &st) == nil && st.Size < maxBytes {
+		n, err := writeNoSignal(fd, line)
+		ok = err == nil && n == len(line)
+	}
+	syscall.Close(fd)
+	return ok
+}
+
+// countLoss appends one byte, so that the size of the file tells how many records of
+// this uid were lost. A tmpfs that is full still has room in a page it gave before.
+func countLoss(path string, euid int) {
+	if fd, _, err := openAppend(path, euid); err == nil {
+		writeNoSignal(fd, []byte{'x'})
+		syscall.Close(fd)
+	}
+}
+
+const (
+	sysOpenat2        = 437
+	resolveNoSymlinks = 0x04
+	openFlags         = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_NONBLOCK | syscall.O_NOFOLLOW | syscall.O_CLOEXEC | syscall.O_NOCTTY
+)
+
+// openAppend opens a file that only its owner and root can have made: regular, one
+// name, owned by root or the caller. It first tries without O_CREAT: with
+// fs.protected_regular set even root gets EACCES when it opens another user's file
+// in a sticky folder with O_CREAT (proc_sys_fs(5)).
+func openAppend(path string, euid int) (fd int, created bool, err error) {
+	fd, err = openNoLinks(path, openFlags, 0)
+	if err == syscall.ENOENT {
+		created = true
+		fd, err = openNoLinks(path, openFlags|syscall.O_CREAT, 0o600)
+	}
+	if err != nil {
+		return -1, false, err
+	}
+	var st syscall.Stat_t
+	if err = syscall.Fstat(fd, &st); err == nil &&
+		(st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 || st.Uid != 0 && int(st.Uid) != euid) {
+		err = syscall.EPERM
+	}
+	if err != nil {
+		syscall.Close(fd)
+		return -1, false, err
+	}
+	return fd, created, nil
+}
+
+// openNoLinks opens path without following a symbolic link in any part of it
+// (openat2(2), Linux 5.6), and on older kernels or under a seccomp profile that
+// forbids openat2 not in the last part.
+func openNoLinks(path string, flags int, mode uint32) (int, error) {
+	p, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	how := struct{ flags, mode, resolve uint64 }{uint64(flags), uint64(mode), resolveNoSymlinks}
+	const atFdcwd = -100
+	dirfd := atFdcwd
+	fd, _, errno := syscall.RawSyscall6(sysOpenat2, uintptr(dirfd), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&how)), unsafe.Sizeof(how), 0, 0)
+	switch errno {
+	case 0:
+		return int(fd), nil
+	case syscall.ENOSYS, syscall.EPERM:
+		return syscall.Open(path, flags, mode)
+	}
+	return -1, errno
+}
+
+// writeNoSignal writes with SIGXFSZ ignored: at RLIMIT_FSIZE the kernel sends it to
+// the writer, and it kills by default. The disposition is put back before exec.
+func writeNoSignal(fd int, b []byte) (int, error) {
+	var ignore, old sigaction
+	ignore.handler = 1 // SIG_IGN
+	rtSigaction(syscall.SIGXFSZ, &ignore, &old)
+	n, err := syscall.Write(fd, b)
+	rtSigaction(syscall.SIGXFSZ, &old, nil)
+	return n, err
+}
+
+// sigaction is the kernel's struct on amd64; on arm64, which has no restorer, the
+// kernel's is a prefix with the mask in the restorer's place. Only a round trip and
+// SIG_IGN are needed of it, for which both readings agree.
+type sigaction struct {
+	handler, flags, restorer, mask uint64
+}
+
+func rtSigaction(sig syscall.Signal, new, old *sigaction) {
+	syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(new)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
+}

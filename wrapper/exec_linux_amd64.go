@@ -1,0 +1,3 @@
+package wrapper
+
+const sysExecveat = 322

@@ -1,0 +1,395 @@
+// Package wrapper is the shim that stands in a tool's place: it describes the call in
+// one record, hands the record over, and becomes the real tool by execve(2). It
+// forks nothing, waits for nothing but a bounded acknowledgement, and adds nothing
+// to what the tool sees: arguments (argv[0] too), environment, descriptors, signals
+// and terminal are those of a direct call.
+//
+// Whatever happens while recording, the tool runs: every error there is counted
+// where it can be counted, and otherwise forgotten. The shim speaks only where the
+// tool cannot be started, on standard error, in one line.
+//
+// The package's dependencies are a promise, checked by a test: the docker command
+// of every job starts with them.
+package wrapper
+
+import (
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/tallyman-ci/tallyman/config"
+	"github.com/tallyman-ci/tallyman/journal/handover"
+	"github.com/tallyman-ci/tallyman/record"
+)
+
+// Marker is part of every shim's binary; tallyman doctor knows a shim by it.
+const Marker = "tallyman-docker-shim/1"
+
+// Exit codes where the real tool cannot be started, as shells use them.
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+)
+
+// Main runs the shim and returns only where the real tool could not be started, with
+// the exit code to end with.
+func Main(args, environ []string) int {
+	self := findSelf(args)
+	cfg, trusted := loadConfig(self)
+	real := cfg.Real[self.tool]
+	if real == "" {
+		real = self.path + ".original"
+	}
+	problem := checkReal(real, self)
+	if trusted && cfg.Enabled && !exists(config.OffPath) && !exists(cfg.Off()) {
+		deliver(&cfg, self, args, environ, problem)
+	}
+	if problem == 0 {
+		problem = execReal(real, args, environ)
+	}
+	return refuse(real, self, problem)
+}
+
+// errnoSelf stands for a real binary that is the shim itself.
+const errnoSelf = syscall.ELOOP
+
+// refuse says in one line why the real tool does not run.
+func refuse(real string, self self, errno syscall.Errno) int {
+	code, hint := exitNotExecutable, ""
+	switch errno {
+	case syscall.ENOENT, syscall.ENOTDIR:
+		code = exitNotFound
+		hint = "; reinstall Tallyman, or set real." + self.tool + " in " + config.DefaultPath
+	case errnoSelf:
+		hint = "; it is Tallyman's shim itself: set real." + self.tool + " in " + config.DefaultPath
+	}
+	line := "tallyman: cannot start the real " + self.tool + " at " + real + ": " + errno.Error() + hint + " (" + Marker + ")\n"
+	syscall.Write(2, []byte(record.Clean(line[:len(line)-1], 1024)+"\n"))
+	return code
+}
+
+// self is the shim's own identity.
+type self struct {
+	path string // absolute path by which it was called, links in folders resolved by nobody
+	tool string // last part of path: docker, podman, ...
+	st   syscall.Stat_t
+	ok   bool // st is known
+}
+
+// findSelf finds the path that the caller executed. The kernel leaves it in the
+// auxiliary vector (AT_EXECFN, getauxval(3)); unlike argv[0] the caller cannot choose
+// it freely, and unlike /proc/self/exe it needs no /proc and keeps the name of a
+// link, by which one shim can stand for several tools.
+func findSelf(args []string) self {
+	var s self
+	s.path = execFilename()
+	if s.path == "" && len(args) > 0 {
+		s.path = args[0]
+	}
+	if !strings.HasPrefix(s.path, "/") {
+		// Called by a relative path, or through /dev/fd by fexecve(3): the file
+		// itself knows its place.
+		var buf [4096]byte
+		if n, err := syscall.Readlink("/proc/self/exe", buf[:]); err == nil && n > 0 {
+			s.path = string(buf[:n])
+		} else if wd, err := syscall.Getwd(); err == nil {
+			s.path = wd + "/" + s.path
+		}
+	}
+	s.tool = s.path[strings.LastIndexByte(s.path, '/')+1:]
+	s.ok = syscall.Stat("/proc/self/exe", &s.st) == nil || syscall.Stat(s.path, &s.st) == nil
+	return s
+}
+
+// loadConfig reads the configuration beside the shim or in /etc. A file that cannot
+// be trusted turns recording off rather than on: someone else may have written it.
+func loadConfig(s self) (cfg config.Config, trusted bool) {
+	owner := uint32(0)
+	if s.ok {
+		owner = s.st.Uid
+	}
+	cfg, _, err := config.Load(s.path[:len(s.path)-len(s.tool)]+config.FileName, owner)
+	if err == syscall.ENOENT {
+		cfg, _, err = config.Load(config.DefaultPath, owner)
+	}
+	return cfg, err == nil || err == syscall.ENOENT
+}
+
+func exists(path string) bool {
+	return syscall.Access(path, 0) == nil
+}
+
+// checkReal looks at the real binary before it is executed, so that the record can
+// tell what is wrong with it, and so that the shim never executes itself without end.
+func checkReal(real string, s self) syscall.Errno {
+	var st syscall.Stat_t
+	if err := syscall.Stat(real, &st); err != nil {
+		return errno(err)
+	}
+	if !s.ok {
+		return 0
+	}
+	if st.Dev == s.st.Dev && st.Ino == s.st.Ino || st.Size == s.st.Size && sameContent(real) {
+		return errnoSelf
+	}
+	return 0
+}
+
+// sameContent compares a file of the shim's size with the shim.
+func sameContent(path string) bool {
+	a, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(a)
+	b, err := syscall.Open("/proc/self/exe", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(b)
+	bufA, bufB := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, errA := syscall.Read(a, bufA)
+		m, errB := syscall.Read(b, bufB)
+		if errA != nil || errB != nil || n != m || string(bufA[:n]) != string(bufB[:m]) {
+			return false
+		}
+		if n == 0 {
+			return true
+		}
+	}
+}
+
+func errno(err error) syscall.Errno {
+	if e, ok := err.(syscall.Errno); ok {
+		return e
+	}
+	return syscall.EINVAL
+}
+
+// execReal becomes the real tool; it returns only an error.
+func execReal(real string, args, environ []string) syscall.Errno {
+	err := errno(syscall.Exec(real, args, environ))
+	if err == syscall.E2BIG {
+		// The path is part of what the kernel limits, and the real one is longer
+		// than the caller's. By descriptor it is shorter: /dev/fd/N.
+		err = execByDescriptor(real, args, environ, err)
+	}
+	return err
+}
+
+func execByDescriptor(real string, args, environ []string, original syscall.Errno) syscall.Errno {
+	const oPath = 0x200000
+	fd, err := syscall.Open(real, oPath|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return original
+	}
+	argv, err1 := syscall.SlicePtrFromStrings(args)
+	envv, err2 := syscall.SlicePtrFromStrings(environ)
+	if err1 != nil || err2 != nil {
+		return original
+	}
+	empty := [1]byte{}
+	const atEmptyPath = 0x1000
+	syscall.RawSyscall6(sysExecveat, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
+		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])), atEmptyPath, 0)
+	syscall.Close(fd)
+	return original
+}
+
+// maxRecord is the longest line that the shim writes: far below what one datagram of
+// a socket takes, and short enough for one write(2) to an append file.
+const maxRecord = 16 << 10
+
+// deliver describes the call and hands the record over. A panic in here is a defect
+// that costs one record, never the call.
+func deliver(cfg *config.Config, s self, args, environ []string, problem syscall.Errno) {
+	defer func() {
+		recover()
+	}()
+	uid := syscall.Getuid()
+	r := describe(s, args, environ, uid)
+	if problem != 0 {
+		r.Invocation.ExecError = errnoName(problem)
+	}
+	handover.Deliver(handover.Target{Socket: cfg.Socket(), Spool: cfg.Spool(), SpoolMaxBytes: cfg.SpoolMaxBytes},
+		encode(r, environ), uid, syscall.Geteuid())
+}
+
+// encode returns the record's line. Where it is too long, what the job controls is
+// cut harder and harder.
+func encode(r *record.Record, environ []string) []byte {
+	line := record.Append(make([]byte, 0, 4096), r)
+	for limit := 512; len(line) > maxRecord && limit >= 32; limit /= 4 {
+		r.CI = record.CIFromEnviron(environ, limit)
+		inv := r.Invocation
+		inv.Truncated = true
+		inv.Images = inv.Images[:min(len(inv.Images), limit/16)]
+		inv.Flags = inv.Flags[:min(len(inv.Flags), limit/4)]
+		inv.Cwd = record.Clean(inv.Cwd, limit)
+		line = record.Append(line[:0], r)
+	}
+	return line
+}
+
+// describe makes the record of one call.
+func describe(s self, args, environ []string, uid int) *record.Record {
+	now := time.Now()
+	inv := &record.Invocation{
+		Tool:     record.Clean(s.tool, 64),
+		Argc:     int64(len(args)),
+		PID:      int64(syscall.Getpid()),
+		PPID:     int64(syscall.Getppid()),
+		UID:      int64(uid),
+		StdinTTY: isTerminal(0),
+		MonoNS:   monotonic(),
+	}
+	r := &record.Record{
+		ID: record.NewID(now), TS: now.UTC(), Kind: record.KindInvocation, Schema: record.SchemaVersion, By: record.ByNone,
+		Host: &record.Host{}, Invocation: inv,
+	}
+	r.CI = record.CIFromEnviron(environ, record.MaxField)
+	if r.CI != nil && r.CI.Repository != "" && r.CI.RunID != "" {
+		r.By = record.ByEnvironment
+	}
+	scrub := scrubber{environ: environ}
+	describeEnviron(r, environ, &scrub)
+	describeArgs(inv, args, &scrub)
+	if inv.Daemon == "" {
+		inv.Daemon = "default"
+	}
+	return r
+}
+
+// describeEnviron takes what the environment tells beside the job context.
+func describeEnviron(r *record.Record, environ []string, scrub *scrubber) {
+	inv := r.Invocation
+	var workspace, dockerHost, dockerContext string
+	for _, kv := range environ {
+		key, value, _ := strings.Cut(kv, "=")
+		switch key {
+		case "GITHUB_WORKSPACE":
+			workspace = value
+		case "DOCKER_HOST":
+			dockerHost = value
+		case "DOCKER_CONTEXT":
+			dockerContext = value
+		case "SUDO_UID":
+			inv.Sudo = value != ""
+		case "DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND":
+			inv.Nested = true
+		case "POD_NAME":
+			r.Host.Pod = record.Clean(value, 256)
+		case "POD_NAMESPACE":
+			r.Host.Namespace = record.Clean(value, 256)
+		case "NODE_NAME":
+			r.Host.Node = record.Clean(value, 256)
+		}
+	}
+	switch { // the order in which the docker CLI looks at them
+	case dockerHost != "":
+		inv.Daemon = daemonClass(dockerHost)
+	case dockerContext != "":
+		inv.Daemon = "context"
+	}
+	var uts syscall.Utsname
+	if syscall.Uname(&uts) == nil {
+		r.Host.Name = utsString(uts.Nodename[:])
+	}
+	if workspace != "" {
+		if wd, err := syscall.Getwd(); err == nil {
+			inv.Cwd = relative(workspace, wd, scrub)
+		}
+	}
+}
+
+// relative returns wd below workspace, "." for the workspace itself and "" for
+// elsewhere or for a path that may hold a secret.
+func relative(workspace, wd string, scrub *scrubber) string {
+	workspace = strings.TrimRight(workspace, "/")
+	if wd == workspace {
+		return "."
+	}
+	rest, ok := strings.CutPrefix(wd, workspace+"/")
+	if !ok || !scrub.keep(rest) {
+		return ""
+	}
+	return rest
+}
+
+// maxThinking is the processor time, in nanoseconds, after which the examination of
+// a command line is given up as failed.
+const maxThinking = 2e6
+
+// describeArgs reads the command line. Where that fails or takes too long, only the
+// number of arguments is kept (rule R12).
+func describeArgs(inv *record.Invocation, args []string, scrub *scrubber) {
+	defer func() {
+		if recover() != nil {
+			*inv = record.Invocation{Tool: inv.Tool, Argc: inv.Argc, PID: inv.PID, PPID: inv.PPID, UID: inv.UID, MonoNS: inv.MonoNS, Redaction: "failed"}
+		}
+	}()
+	if len(args) == 0 {
+		return
+	}
+	start := threadTime()
+	c := parse(args[1:], scrub.keep)
+	if threadTime()-start > maxThinking {
+		inv.Redaction = "failed"
+		return
+	}
+	inv.Command, inv.Images, inv.Flags = c.command, c.images, c.flags
+	inv.Platform, inv.Target, inv.Truncated = c.platform, c.target, c.clipped
+	if c.daemon != "" {
+		inv.Daemon = c.daemon
+	}
+}
+
+func utsString[T int8 | uint8](field []T) string {
+	b := make([]byte, 0, len(field))
+	for _, c := range field {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return record.Clean(string(b), 256)
+}
+
+func isTerminal(fd int) bool {
+	var termios [64]byte
+	_, _, errno := syscall.RawSyscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TCGETS, uintptr(unsafe.Pointer(&termios)))
+	return errno == 0
+}
+
+// Clocks of clock_gettime(2).
+const (
+	clockMonotonic     = 1
+	clockThreadCPUTime = 3
+)
+
+func monotonic() int64  { return clock(clockMonotonic) }
+func threadTime() int64 { return clock(clockThreadCPUTime) }
+
+func clock(id uintptr) int64 {
+	var ts syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, id, uintptr(unsafe.Pointer(&ts)), 0)
+	return ts.Nano()
+}
+
+// errnoName returns the name of the errors that starting a program gives.
+func errnoName(e syscall.Errno) string {
+	switch e {
+	case syscall.ENOENT:
+		return "ENOENT"
+	case syscall.ENOTDIR:
+		return "ENOTDIR"
+	case syscall.EACCES:
+		return "EACCES"
+	case errnoSelf:
+		return "ELOOP"
+	}
+	return "errno " + strconv.Itoa(int(e))
+}
