@@ -214,6 +214,9 @@ func (j *Job) Internal(ctx context.Context, argv ...string) (Result, error) {
 // Outside runs a command with the runner's own environment and no job, as the
 // entrypoint's wait for the Docker daemon does.
 func (r *Runner) Outside(ctx context.Context, argv ...string) (Result, error) {
+	if err := os.MkdirAll(r.Root, 0o755); err != nil {
+		return Result{}, err
+	}
 	return r.run(ctx, r.Root, nil, argv...)
 }
 
