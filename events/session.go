@@ -92,15 +92,15 @@ func (r *reader) session(ctx context.Context) error {
 	}
 	defer d.close()
 	s.update(func(st *Status) { st.Host = d.host() })
-	asked := s.now()
 	id, err := d.identify(ctx)
 	if err != nil {
 		return err
 	}
+	now := s.now() // after the daemon read its clock, so that since errs to the early side
 	if id.Now.IsZero() {
-		id.Now = asked
+		id.Now = now
 	}
-	since := r.since(id, asked)
+	since := r.since(id, now)
 	stream, err := d.events(ctx, since)
 	if err != nil {
 		return err
@@ -139,13 +139,13 @@ func (r *reader) session(ctx context.Context) error {
 }
 
 // since is where the replay of the next session begins, in the daemon's time.
-func (r *reader) since(id identity, asked time.Time) int64 {
+func (r *reader) since(id identity, now time.Time) int64 {
 	if r.at.Key != 0 {
 		return max(r.at.TimeNano-int64(lookBack), 1)
 	}
 	// A time of our clock, not of an event. It is put on the daemon's clock where
 	// the two differ by more than the call can have taken.
-	if skew := id.Now.Sub(asked); r.at.Engine == "" && (skew > lookBack || skew < -lookBack) {
+	if skew := id.Now.Sub(now); r.at.Engine == "" && (skew > lookBack || skew < -lookBack) {
 		return max(r.at.TimeNano+int64(skew), 1)
 	}
 	return max(r.at.TimeNano, 1)
@@ -226,10 +226,11 @@ func (ss *session) lines(stream io.Reader) error {
 	skip := false   // the line is longer than maxLine
 	for {
 		part, err := in.ReadSlice('\n')
+		tooLong := len(long)+len(part) > maxLine
 		switch {
-		case err == nil && skip:
+		case err == nil && (skip || tooLong):
 			ss.unreadable(fmt.Sprintf("an event of more than %d bytes", maxLine))
-			skip = false
+			long, skip = nil, false
 		case err == nil && long == nil:
 			ss.line(part)
 		case err == nil:
@@ -239,7 +240,7 @@ func (ss *session) lines(stream io.Reader) error {
 			// The rest of a line is no event. The replay brings it whole.
 			return err
 		case skip:
-		case len(long)+len(part) > maxLine:
+		case tooLong:
 			long, skip = nil, true
 		default:
 			long = append(long, part...)
