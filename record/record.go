@@ -40,7 +40,7 @@ type By string
 
 // The ways in which a record's job context is found.
 const (
-	BySealed      By = "sealed"      // the job-started hook sealed it, and the record carries that job's tracking id, run or daemon
+	BySealed      By = "sealed"      // the job-started hook sealed it, and the record carries that job's tracking id or run
 	ByEnvironment By = "environment" // the caller's own GITHUB_* variables, no sealed context to check them against
 	ByInferred    By = "inferred"    // nothing in the record names a job; it fell into the time of the only job of this runner
 	ByNone        By = "none"        // no job is known

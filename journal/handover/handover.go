@@ -31,6 +31,10 @@ const (
 // the process.
 const AckWait = 3
 
+// MaxMessage is the longest message that the agent takes: the shim keeps its records
+// under 16 KiB, and control messages of the hooks stay below it too.
+const MaxMessage = 64 << 10
+
 // The agent's answers to a record, one byte each.
 const (
 	// AckClose: the record is in the journal, close the socket.
@@ -182,26 +186,41 @@ func spool(t Target, line []byte, uid, euid int, agentThere bool) bool {
 			return false
 		}
 	}
-	name := t.Spool + "/" + strconv.Itoa(uid)
-	ok := appendFile(name+".jsonl", name+".lost", line, t.SpoolMaxBytes, euid)
+	f := files{name: t.Spool + "/" + strconv.Itoa(uid), euid: euid, owner: euid}
+	if euid == 0 {
+		// The agent may run as another user than root, and the folder is its own:
+		// what root writes there must be the agent's to read.
+		var st syscall.Stat_t
+		if syscall.Stat(t.Spool, &st) == nil {
+			f.owner = int(st.Uid)
+		}
+	}
+	ok := f.append(line, t.SpoolMaxBytes)
 	if !ok {
-		countLoss(name+".lost", euid)
+		f.countLoss()
 	}
 	return ok
 }
 
-// appendFile writes line with one write(2). A short write leaves a torn line, which
+// files are the two append files of one uid.
+type files struct {
+	name  string // path without its ending
+	euid  int    // who writes
+	owner int    // who shall own what is made
+}
+
+// append writes line with one write(2). A short write leaves a torn line, which
 // readers resynchronise at the record's marker: going on could put another
 // process's record in the middle.
-func appendFile(path, lost string, line []byte, maxBytes int64, euid int) bool {
-	fd, created, err := openAppend(path, euid)
+func (f files) append(line []byte, maxBytes int64) bool {
+	fd, created, err := f.open(".jsonl")
 	if err != nil {
 		return false
 	}
 	if created {
 		// The counter of losses gets its first page while there still is one.
-		if lfd, _, err := openAppend(lost, euid); err == nil {
-			syscall.Write(lfd, []byte{'\n'})
+		if lfd, _, err := f.open(".lost"); err == nil {
+			writeNoSignal(lfd, []byte{'\n'})
 			syscall.Close(lfd)
 		}
 	}
@@ -217,8 +236,8 @@ func appendFile(path, lost string, line []byte, maxBytes int64, euid int) bool {
 
 // countLoss appends one byte, so that the size of the file tells how many records of
 // this uid were lost. A tmpfs that is full still has room in a page it gave before.
-func countLoss(path string, euid int) {
-	if fd, _, err := openAppend(path, euid); err == nil {
+func (f files) countLoss() {
+	if fd, _, err := f.open(".lost"); err == nil {
 		writeNoSignal(fd, []byte{'x'})
 		syscall.Close(fd)
 	}
@@ -230,11 +249,12 @@ const (
 	openFlags         = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_NONBLOCK | syscall.O_NOFOLLOW | syscall.O_CLOEXEC | syscall.O_NOCTTY
 )
 
-// openAppend opens a file that only its owner and root can have made: regular, one
-// name, owned by root or the caller. It first tries without O_CREAT: with
+// open opens a file that cannot lead elsewhere: regular, one name, owned by root, the
+// caller or, for root, the folder's owner. It first tries without O_CREAT: with
 // fs.protected_regular set even root gets EACCES when it opens another user's file
 // in a sticky folder with O_CREAT (proc_sys_fs(5)).
-func openAppend(path string, euid int) (fd int, created bool, err error) {
+func (f files) open(ending string) (fd int, created bool, err error) {
+	path := f.name + ending
 	fd, err = openNoLinks(path, openFlags, 0)
 	if err == syscall.ENOENT {
 		created = true
@@ -243,9 +263,12 @@ func openAppend(path string, euid int) (fd int, created bool, err error) {
 	if err != nil {
 		return -1, false, err
 	}
+	if created && f.owner != f.euid {
+		syscall.Fchown(fd, f.owner, -1)
+	}
 	var st syscall.Stat_t
 	if err = syscall.Fstat(fd, &st); err == nil &&
-		(st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 || st.Uid != 0 && int(st.Uid) != euid) {
+		(st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 || st.Uid != 0 && int(st.Uid) != f.euid && int(st.Uid) != f.owner) {
 		err = syscall.EPERM
 	}
 	if err != nil {

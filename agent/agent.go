@@ -1,0 +1,341 @@
+// Package agent is the process that keeps the account on one runner. It receives
+// the shim's records from a socket and from append files, and the Docker daemon's
+// events; it stamps each with the job's sealed context, appends it to the journal,
+// counts it for DogStatsD, and lets every sink read the journal at its own pace.
+//
+//	socket (server.go) ─┐
+//	spool  (spool.go)  ─┼▶ stamp (stamp.go) ▶ journal and metrics (intake.go) ▶ sinks
+//	events             ─┘        end of each command (ends.go) ─┘
+//
+// What it promises: a record that was acknowledged is in the journal; a record comes
+// twice at most with the same id; whatever is missing is a record of kind loss; and
+// nothing that a sink, a daemon or a job does makes the docker command of a job wait.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/config"
+	"github.com/tallyman-ci/tallyman/events"
+	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/metrics"
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/sinks"
+)
+
+// ErrRunning is returned by Run where another agent has the state folder.
+var ErrRunning = errors.New("another agent is running")
+
+// Options say what the agent does. Config and Store must be set.
+type Options struct {
+	Config  config.Config
+	Store   hook.Store
+	Host    record.Host // names this machine in each record
+	Version string
+	// Environ is where DogStatsD is looked for (DD_AGENT_HOST, ...).
+	Environ []string
+	// NoEvents leaves the Docker daemon alone.
+	NoEvents bool
+	// ExitOnJobEnd ends the agent after the job that it was started for: the hooks
+	// start one agent for each job.
+	ExitOnJobEnd bool
+	// FlushTimeout bounds the flush at the end; default 5 s.
+	FlushTimeout time.Duration
+	Logger       *slog.Logger
+	Now          func() time.Time // default time.Now
+}
+
+// Agent is one running agent.
+type Agent struct {
+	o       Options
+	log     *slog.Logger
+	now     func() time.Time
+	started time.Time
+
+	journal  *journal.Journal
+	contexts contexts
+	intake   *intake
+	spool    *spool
+	server   *server
+	events   *events.Streamer // nil with NoEvents
+	metrics  *metrics.Emitter
+	pumps    []*sinks.Pump
+
+	mu       sync.Mutex
+	jobEnded time.Time // when the job of ExitOnJobEnd ended; zero before
+}
+
+const (
+	// syncEvery bounds what a power cut costs: records are durable after this time.
+	syncEvery = 200 * time.Millisecond
+	// lingerAfterJob is how long the agent stays after its job, for the hook's flush
+	// and for the daemon's last events.
+	lingerAfterJob = 2 * time.Second
+	// watchRunner is how often the agent looks whether the runner's process still
+	// lives; the job-completed hook does not run when the runner is killed
+	// (actions/runner#2595).
+	watchRunner = 2 * time.Second
+)
+
+// New makes an agent. Nothing is opened before Run.
+func New(o Options) *Agent {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.FlushTimeout == 0 {
+		o.FlushTimeout = 5 * time.Second
+	}
+	return &Agent{o: o, log: o.Logger, now: o.Now, started: o.Now()}
+}
+
+// Run receives until ctx ends, or, with ExitOnJobEnd, until the job's end; then it
+// flushes for at most FlushTimeout. It returns ErrRunning where another agent runs.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.open(ctx); err != nil {
+		return errors.Join(err, a.close())
+	}
+	// Receivers stop before what they feed: first sources, then sinks, then journal.
+	sources, stopSources := context.WithCancel(context.Background())
+	sinksCtx, stopSinks := context.WithCancel(context.Background())
+	var sourcesDone, sinksDone sync.WaitGroup
+	sourcesDone.Go(func() { a.server.run(sources) })
+	sourcesDone.Go(func() { a.spool.run(sources) })
+	sourcesDone.Go(func() { a.intake.run(sources) })
+	if a.events != nil {
+		sourcesDone.Go(func() {
+			if err := a.events.Run(sources, a.takeEvents); err != nil {
+				a.log.Warn("events were left behind", "error", err)
+			}
+		})
+	}
+	for _, p := range a.pumps {
+		sinksDone.Go(func() { p.Run(sinksCtx) })
+	}
+	a.log.Info("agent started", "version", a.o.Version, "socket", a.o.Config.Socket(), "journal", a.o.Config.Journal(), "sinks", len(a.pumps))
+	a.announceActive()
+	a.wait(ctx)
+
+	flush, cancel := context.WithTimeout(context.Background(), a.o.FlushTimeout)
+	defer cancel()
+	err := a.Flush(flush)
+	stopSources()
+	sourcesDone.Wait()
+	for _, p := range a.pumps {
+		err = errors.Join(err, p.Flush(flush))
+	}
+	stopSinks()
+	sinksDone.Wait()
+	err = errors.Join(err, a.close())
+	a.log.Info("agent ended", "error", err)
+	return err
+}
+
+// wait returns when the agent shall end.
+func (a *Agent) wait(ctx context.Context) {
+	sync := time.NewTicker(syncEvery)
+	defer sync.Stop()
+	runner := time.NewTicker(watchRunner)
+	defer runner.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sync.C:
+			if err := a.journal.Sync(); err != nil {
+				a.intake.trouble("sync the journal", err)
+			}
+		case <-runner.C:
+			a.endAbandoned()
+		}
+		a.mu.Lock()
+		over := !a.jobEnded.IsZero() && a.now().Sub(a.jobEnded) > lingerAfterJob
+		a.mu.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+// open opens everything, and on an error leaves what is open to close.
+func (a *Agent) open(ctx context.Context) error {
+	cfg := &a.o.Config
+	for _, dir := range []struct {
+		path string
+		mode fs.FileMode
+	}{{cfg.StateDir, 0o755}, {cfg.RunDir, 0o755}} {
+		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
+			return fmt.Errorf("make %s: %w (create it, owned by the user the agent runs as, or set run_dir and state_dir in the configuration)", dir.path, err)
+		}
+	}
+	a.contexts.store = a.o.Store
+	a.intake = newIntake(a)
+	j, err := journal.Open(cfg.Journal(), journal.Options{
+		MaxSegmentBytes: cfg.SegmentMaxBytes, MaxSegmentAge: cfg.SegmentMaxAge, MaxBytes: cfg.JournalMaxBytes,
+		OnLoss: a.intake.loss, Now: a.o.Now, Logger: a.log,
+	})
+	if errors.Is(err, journal.ErrLocked) {
+		return fmt.Errorf("%w on %s", ErrRunning, cfg.StateDir)
+	}
+	if err != nil {
+		return fmt.Errorf("open the journal: %w", err)
+	}
+	a.journal = j
+	a.intake.remember(j)
+	if a.metrics, err = metrics.New(metrics.Options{Addr: cfg.Statsd, Environ: a.o.Environ, EventTags: cfg.StatsdTags, Logger: a.log}); err != nil {
+		return fmt.Errorf("open DogStatsD: %w", err)
+	}
+	for _, url := range cfg.Sinks {
+		p, err := sinks.NewPump(ctx, url, a.journal, sinks.PumpOptions{Dir: cfg.Journal(), OnLoss: a.intake.loss, Logger: a.log})
+		if err != nil {
+			return fmt.Errorf("open sink %s: %w", sinks.Redact(url), err)
+		}
+		a.pumps = append(a.pumps, p)
+	}
+	if a.spool, err = openSpool(a); err != nil {
+		return err
+	}
+	if a.server, err = listen(a); err != nil {
+		return err
+	}
+	if !a.o.NoEvents {
+		since := time.Time{}
+		if c := a.contexts.active(); c != nil {
+			since = c.Started
+		}
+		a.events = events.New(events.Options{
+			Host: cfg.DockerHost, StatePath: filepath.Join(cfg.StateDir, "events.json"), Since: since,
+			Labels: cfg.EventLabels, Logger: a.log, Now: a.o.Now,
+		})
+	}
+	return nil
+}
+
+func (a *Agent) close() error {
+	var errs []error
+	if a.server != nil {
+		errs = append(errs, a.server.close())
+	}
+	if a.spool != nil {
+		errs = append(errs, a.spool.close())
+	}
+	for _, p := range a.pumps {
+		errs = append(errs, p.Close())
+	}
+	if a.metrics != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		defer cancel()
+		errs = append(errs, a.metrics.Close(ctx))
+	}
+	if a.journal != nil {
+		errs = append(errs, a.journal.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Flush waits until everything that was received is in the journal, durable, and
+// offered to the sinks, or until ctx ends.
+func (a *Agent) Flush(ctx context.Context) error {
+	a.settleEvents(ctx)
+	a.spool.scan()
+	a.intake.retry()
+	errs := []error{a.journal.Sync()}
+	results := make(chan error, len(a.pumps))
+	for _, p := range a.pumps {
+		go func() { results <- p.Flush(ctx) }()
+	}
+	for range a.pumps {
+		errs = append(errs, <-results)
+	}
+	return errors.Join(errs...)
+}
+
+// settleEvents waits until the daemon's stream has been quiet for a moment: the
+// event of a command that has just ended comes a few milliseconds after it.
+func (a *Agent) settleEvents(ctx context.Context) {
+	if a.events == nil || !a.events.Status().Connected {
+		return
+	}
+	const quiet, longest = 100 * time.Millisecond, 500 * time.Millisecond
+	last, since := a.events.Status(), time.Now()
+	for start := since; time.Since(since) < quiet && time.Since(start) < longest; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+		if s := a.events.Status(); s.Events != last.Events || s.Queued > 0 {
+			last, since = s, time.Now()
+		}
+	}
+}
+
+// takeEvents stamps and journals a batch of the daemon's events. An error makes the
+// streamer keep the batch and try again.
+func (a *Agent) takeEvents(batch []*record.Record) error {
+	for _, r := range batch {
+		a.stampByTime(r)
+	}
+	return a.intake.write(batch)
+}
+
+// announceActive writes the start of a job whose context was sealed before the agent
+// ran, and the end of those that nobody could tell it of.
+func (a *Agent) announceActive() {
+	a.endAbandoned()
+	if c := a.contexts.active(); c != nil {
+		a.jobStart(*c)
+	}
+}
+
+// endAbandoned closes the context of a job whose runner process is gone.
+func (a *Agent) endAbandoned() {
+	c := a.contexts.active()
+	if c == nil || !c.RunnerGone() {
+		return
+	}
+	if err := a.o.Store.End(c.Key, hook.Abandoned, a.now()); err != nil {
+		a.log.Warn("cannot close the context of a job whose runner is gone", "job", c.Key, "error", err)
+	}
+	a.jobEnd(*c, hook.Abandoned)
+}
+
+// jobStart records that a job began. The id is derived, so that a second agent for
+// the same job writes the same record.
+func (a *Agent) jobStart(c hook.Context) {
+	a.mu.Lock()
+	a.jobEnded = time.Time{}
+	a.mu.Unlock()
+	a.contexts.add(c)
+	a.intake.keep(&record.Record{
+		ID: record.DeriveID(c.Started, "job.start", c.Key), TS: c.Started, Kind: record.KindJobStart, By: record.BySealed, CI: &c.CI,
+		Job: &record.Job{Started: c.Started, Version: c.Version},
+	})
+}
+
+func (a *Agent) jobEnd(c hook.Context, outcome string) {
+	ended := c.Ended
+	if ended.IsZero() {
+		ended = a.now()
+	}
+	a.intake.keep(&record.Record{
+		ID: record.DeriveID(c.Started, "job.end", c.Key), TS: ended, Kind: record.KindJobEnd, By: record.BySealed, CI: &c.CI,
+		Job: &record.Job{Outcome: outcome, Started: c.Started, DurationNS: int64(ended.Sub(c.Started)), Version: c.Version},
+	})
+	if a.o.ExitOnJobEnd {
+		a.mu.Lock()
+		a.jobEnded = a.now()
+		a.mu.Unlock()
+	}
+}

@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/record"
+)
+
+// How the end of a command was seen, from best to worst (record.End's Source).
+const (
+	sourceInfo    = "pidfd_info"
+	sourcePoll    = "pidfd_poll"
+	sourceEOF     = "socket_eof"
+	sourceUnknown = "unknown"
+)
+
+// watch waits for the end of the command that sent r and records it. The command is
+// nobody's child here: its pidfd, which the socket gave, becomes readable when it
+// ends, and from Linux 6.15 on tells the exit status too. Where there is no pidfd, the
+// socket that the shim left open in the command closes with it and with the last of
+// its children that inherited it, which is no earlier.
+func (s *server) watch(ctx context.Context, r *record.Record, conn *net.UnixConn, p peer) {
+	if s.watched.Add(1) > maxWatched {
+		s.watched.Add(-1)
+		s.a.recordEnd(r, &record.End{Source: sourceUnknown}, false)
+		return
+	}
+	defer s.watched.Add(-1)
+	end := &record.End{Source: sourceUnknown}
+	ended := false
+	if p.pidfd >= 0 {
+		if ended = waitPidfd(ctx, p.pidfd); ended {
+			end.Source = sourcePoll
+			end.DurationNS = monotonic() - r.Invocation.MonoNS
+			if status, ok := exitStatus(ctx, p.pidfd); ok {
+				end.Source = sourceInfo
+				if status.Signaled() {
+					end.Signal = int64(status.Signal())
+				} else {
+					code := int64(status.ExitStatus())
+					end.ExitCode = &code
+				}
+			}
+		}
+	} else if ended = waitEOF(ctx, conn); ended {
+		end.Source = sourceEOF
+		end.DurationNS = monotonic() - r.Invocation.MonoNS
+	}
+	if end.DurationNS < 0 || r.Invocation.MonoNS == 0 {
+		end.DurationNS = 0 // another boot's clock, or none
+	}
+	s.a.recordEnd(r, end, ended)
+}
+
+// recordEnd writes the invocation.end that belongs to r.
+func (a *Agent) recordEnd(r *record.Record, end *record.End, seen bool) {
+	inv := r.Invocation
+	end.InvocationID, end.Tool, end.Command, end.Images = r.ID, inv.Tool, inv.Command, inv.Images
+	now := a.now()
+	a.intake.keep(&record.Record{
+		ID: record.DeriveID(now, "invocation.end", r.ID), TS: now, Kind: record.KindInvocationEnd,
+		By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host, End: end,
+	})
+	if seen {
+		a.intake.count(func(c *Counts) { c.Ends++ })
+	}
+}
+
+// waitPidfd waits until the process of pidfd has ended, and returns false when ctx
+// ends before.
+func waitPidfd(ctx context.Context, pidfd int) bool {
+	// The runtime's poller takes it as a non-blocking file: a waiting goroutine, no
+	// thread, for each running command.
+	dup, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.SetNonblock(dup, true)
+	f := os.NewFile(uintptr(dup), "pidfd")
+	defer f.Close()
+	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })
+	defer stop()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	return raw.Read(readable) == nil
+}
+
+// readable polls once without waiting.
+func readable(fd uintptr) bool {
+	pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(pfd, 0)
+	return err == nil && n == 1
+}
+
+// waitEOF waits until every copy of the other end is closed.
+func waitEOF(ctx context.Context, conn *net.UnixConn) bool {
+	conn.SetReadDeadline(time.Time{})
+	if ctx.Err() != nil {
+		return false
+	}
+	var b [1]byte
+	_, err := conn.Read(b[:])
+	return err != nil && ctx.Err() == nil
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h in its first form of 64 bytes.
+type pidfdInfo struct {
+	mask, cgroupID                                   uint64
+	pid, tgid, ppid                                  uint32
+	ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid uint32
+	exitCode                                         int32
+}
+
+const (
+	pidfdGetInfo  = 0xC040FF0B // PIDFD_GET_INFO = _IOWR(0xFF, 11, struct pidfd_info), Linux 6.13
+	pidfdInfoExit = 1 << 3     // PIDFD_INFO_EXIT, Linux 6.15
+)
+
+// exitStatus asks for the wait status of an ended process. The kernel has it only
+// after the parent has reaped the process, some tenths of a millisecond after its end
+// for a shell, never for a parent that does not wait: then it is given up.
+func exitStatus(ctx context.Context, pidfd int) (unix.WaitStatus, bool) {
+	const longest = 2 * time.Second
+	start := time.Now()
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		info := pidfdInfo{mask: pidfdInfoExit}
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+		switch {
+		case errno == 0 && info.mask&pidfdInfoExit != 0:
+			return unix.WaitStatus(info.exitCode), true
+		case errno == unix.EREMOTE || errno == unix.ESRCH || errno == unix.ENOTTY || errno == unix.EINVAL:
+			return 0, false // another pid namespace, or an older kernel
+		case time.Since(start) > longest:
+			return 0, false
+		}
+		select {
+		case <-ctx.Done():
+			return 0, false
+		case <-time.After(pause):
+		}
+	}
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano()
+}

@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/events"
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/metrics"
+	"github.com/tallyman-ci/tallyman/sinks"
+)
+
+// Status is what a running agent is doing.
+type Status struct {
+	Version string         `json:"version"`
+	PID     int            `json:"pid"`
+	Started time.Time      `json:"started"`
+	Job     string         `json:"job,omitempty"` // repository, workflow and job of the active context
+	Running int64          `json:"running"`       // commands whose end is waited for
+	Counts  Counts         `json:"counts"`
+	Journal journal.Status `json:"journal"`
+	Events  *events.Status `json:"events,omitempty"`
+	Metrics metrics.Status `json:"metrics"`
+	Sinks   []sinks.Status `json:"sinks"`
+}
+
+// Status returns a snapshot.
+func (a *Agent) Status() Status {
+	st := Status{
+		Version: a.o.Version, PID: os.Getpid(), Started: a.started, Running: a.server.watched.Load(),
+		Counts: a.intake.status(), Journal: a.journal.Status(), Metrics: a.metrics.Status(),
+	}
+	if c := a.contexts.active(); c != nil {
+		st.Job = strings.Join([]string{c.CI.Repository, c.CI.Workflow, c.CI.Job}, " / ")
+	}
+	if a.events != nil {
+		s := a.events.Status()
+		st.Events = &s
+	}
+	for _, p := range a.pumps {
+		st.Sinks = append(st.Sinks, p.Status())
+	}
+	return st
+}
