@@ -167,6 +167,15 @@ func (d *Daemon) CLI() string { return d.tools.cli }
 // Busybox is the static busybox that the published images hold.
 func (d *Daemon) Busybox() string { return d.tools.busybox }
 
+// Grant lets a user other than root talk to the daemon, as membership in the docker
+// group does. It must be called again after Boot.
+func (d *Daemon) Grant(uid uint32) error {
+	if err := errors.Join(os.Chmod(d.dir, 0o711), os.Chown(d.Socket(), int(uid), int(uid))); err != nil {
+		return fmt.Errorf("give the daemon's socket to uid %d: %w", uid, err)
+	}
+	return nil
+}
+
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
 // boot is run by busybox as process 1 of the new namespaces, and becomes dockerd.

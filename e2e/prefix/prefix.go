@@ -17,7 +17,8 @@ import (
 // Prefix is a folder with an installation.
 type Prefix struct {
 	Dir string // bin, hooks and state
-	Run string // agent's socket and spool; Dir/run where that is short enough for a socket
+	Run string // agent's socket and spool
+	own string // a folder outside Dir to delete at the end
 }
 
 // Options say what to install.
@@ -28,24 +29,37 @@ type Options struct {
 	Hooks string
 	// Real is the real docker; bin/docker.original becomes a link to it.
 	Real string
+	// Run is the folder of the agent's socket and of the spool; "" means Dir/run.
+	Run string
 	// Config are further lines of the configuration file.
 	Config []string
 }
 
 // Install lays out an installation in dir. The caller calls Remove at the end.
 func Install(dir string, o Options) (*Prefix, error) {
-	p := &Prefix{Dir: dir, Run: filepath.Join(dir, "run")}
+	p := &Prefix{Dir: dir, Run: o.Run}
+	if p.Run == "" {
+		p.Run = filepath.Join(dir, "run")
+	}
 	if len(p.Socket()) > 107 { // what the address of a unix socket holds (unix(7))
 		short, err := os.MkdirTemp("/tmp", "tallyman-run-")
 		if err != nil {
 			return nil, fmt.Errorf("install: %w", err)
 		}
-		p.Run = short
+		p.Run, p.own = short, short
 	}
 	for _, d := range []string{p.Bin(), p.hooks()} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("install: %w", err)
 		}
+	}
+	// As a package makes it: whoever calls docker may add a file, nobody may list or
+	// remove those of others.
+	if err := os.MkdirAll(p.Spool(), 0o755); err != nil {
+		return nil, fmt.Errorf("install: %w", err)
+	}
+	if err := os.Chmod(p.Spool(), 0o733|os.ModeSticky); err != nil {
+		return nil, fmt.Errorf("install: %w", err)
 	}
 	for _, file := range []struct{ from, to string }{
 		{filepath.Join(o.Built, "docker-shim"), p.Shim()},
@@ -101,6 +115,9 @@ func (p *Prefix) Tallyman() string { return filepath.Join(p.Bin(), "tallyman") }
 
 // Socket is the agent's socket.
 func (p *Prefix) Socket() string { return filepath.Join(p.Run, "agent.sock") }
+
+// Spool is the folder of the shim's append files.
+func (p *Prefix) Spool() string { return filepath.Join(p.Run, "spool") }
 
 // State is the folder of what stays: journal, contexts, cursors.
 func (p *Prefix) State() string { return filepath.Join(p.Dir, "state") }
@@ -162,8 +179,8 @@ func (p *Prefix) Stop() error {
 // Remove stops the processes and deletes what lies outside Dir.
 func (p *Prefix) Remove() error {
 	err := p.Stop()
-	if !strings.HasPrefix(p.Run, p.Dir) {
-		err = errors.Join(err, os.RemoveAll(p.Run))
+	if p.own != "" {
+		err = errors.Join(err, os.RemoveAll(p.own))
 	}
 	return err
 }
