@@ -353,6 +353,9 @@ func (c *Cursor) Take(l Line) (Position, bool) {
 
 // Advance says that everything before p is delivered, which were n more records.
 func (c *Cursor) Advance(p Position, n int) {
+	c.j.mu.Lock()
+	total, end := c.j.total, c.j.end
+	c.j.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.state.Position = p
@@ -360,6 +363,10 @@ func (c *Cursor) Advance(p Position, n int) {
 	if !p.Before(c.floor) {
 		c.state.Seq += c.state.Lost
 		c.state.Lost = 0
+	}
+	if !p.Before(end) {
+		// Nothing is left, whatever damage did to the count on the way.
+		c.state.Seq = total
 	}
 	if c.taken.Before(p) {
 		c.taken = p

@@ -141,6 +141,7 @@ type Journal struct {
 	cur        *LineFile // nil where no segment could be made yet
 	curStart   time.Time
 	curRecords int64
+	curHeader  int64     // size of its header, 0 where it was resumed
 	segments   []segment // ascending; the last is cur where cur is set
 	lastNumber uint64
 	bytes      int64    // in all segments
@@ -273,7 +274,7 @@ func (j *Journal) resume() (bool, error) {
 	}
 	j.bytes += l.Size() - seg.bytes
 	seg.bytes = l.Size()
-	j.cur, j.curStart, j.curRecords = l, h.TS, records
+	j.cur, j.curStart, j.curRecords, j.curHeader = l, h.TS, records, 0
 	j.total = h.First + records
 	j.end = Position{seg.number, l.Size()}
 	if l.torn {
@@ -348,7 +349,7 @@ func (j *Journal) rotate() error {
 		}
 		j.retired = j.retired[1:]
 	}
-	j.cur, j.curStart, j.curRecords = l, now, 0
+	j.cur, j.curStart, j.curRecords, j.curHeader = l, now, 0, size
 	j.lastNumber = number
 	j.segments = append(j.segments, segment{number, size})
 	j.bytes += size
@@ -457,7 +458,7 @@ func (j *Journal) append(lines []byte) (whole int, rotated bool, err error) {
 		case try == 3:
 			return whole, rotated, err
 		case errors.Is(err, io.ErrShortWrite):
-		case errors.Is(err, unix.EFBIG) && j.curRecords > 0:
+		case errors.Is(err, unix.EFBIG) && !rotated && j.cur.Size() > j.curHeader:
 			// RLIMIT_FSIZE is smaller than a segment.
 			if j.rotate() != nil {
 				return whole, rotated, err

@@ -18,6 +18,7 @@ import (
 // It is not safe for concurrent use.
 type LineFile struct {
 	f       *os.File
+	name    string // for errors
 	size    int64
 	whole   int64 // where the last line that was appended here ends
 	torn    bool
@@ -37,7 +38,7 @@ func OpenLineFile(path string, perm fs.FileMode) (*LineFile, error) {
 
 // newLineFile takes over f, which is open for reading and appending.
 func newLineFile(f *os.File) (*LineFile, error) {
-	l := &LineFile{f: f}
+	l := &LineFile{f: f, name: f.Name()}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = &fs.PathError{Op: "append to", Path: f.Name(), Err: errNotRegular}
@@ -91,7 +92,7 @@ func (l *LineFile) Append(lines []byte) (whole int, err error) {
 	if n > lead {
 		whole = bytes.LastIndexByte(lines[:n-lead], '\n') + 1
 	}
-	return whole, fmt.Errorf("append to %s: %w", l.f.Name(), err)
+	return whole, fmt.Errorf("append to %s: %w", l.name, err)
 }
 
 func writeOnce(f *os.File, b []byte) (int, error) {

@@ -2,6 +2,8 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/record"
@@ -222,6 +224,23 @@ func array(b []byte, i, depth int) int {
 // text walks over the rest of a string, from after its opening quote.
 func text(b []byte, i int) int {
 	for i < len(b) {
+		// Eight bytes at once while none of them is a quote, a backslash or a control
+		// character (the zero-byte trick of Bit Twiddling Hacks: the lowest byte that it
+		// marks is always a true one).
+		for len(b)-i >= 8 {
+			const ones, tops = 0x0101010101010101, 0x8080808080808080
+			x := binary.LittleEndian.Uint64(b[i:])
+			quote, slash := x^ones*'"', x^ones*'\\'
+			marked := ((quote-ones)&^quote | (slash-ones)&^slash | (x-ones*' ')&^x) & tops
+			if marked != 0 {
+				i += bits.TrailingZeros64(marked) / 8
+				break
+			}
+			i += 8
+		}
+		if i == len(b) {
+			return -1
+		}
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1

@@ -173,14 +173,13 @@ type header struct {
 	First int64 `json:"first"`
 }
 
-func appendHeader(dst []byte, number uint64, first int64, now time.Time) ([]byte, string) {
-	id := record.NewID(now)
-	dst = append(append(dst, `{"kind":"segment","id":"`...), id...)
+func appendHeader(dst []byte, number uint64, first int64, now time.Time) []byte {
+	dst = append(append(dst, `{"kind":"segment","id":"`...), record.NewID(now)...)
 	dst = strconv.AppendInt(append(dst, `","schema":`...), record.SchemaVersion, 10)
 	dst = strconv.AppendUint(append(dst, `,"segment":`...), number, 10)
 	dst = now.UTC().AppendFormat(append(dst, `,"ts":"`...), "2006-01-02T15:04:05.000000000Z")
 	dst = strconv.AppendInt(append(dst, `","first":`...), first, 10)
-	return append(dst, '}', '\n'), id
+	return append(dst, '}', '\n')
 }
 
 // readHeader reads the header of a segment. ok is false where the file does not
@@ -227,7 +226,7 @@ func (d folder) create(number uint64, first int64, now time.Time) (*LineFile, in
 	if err != nil {
 		return nil, 0, err
 	}
-	line, _ := appendHeader(nil, number, first, now)
+	line := appendHeader(nil, number, first, now)
 	if _, err = l.Append(line); err == nil {
 		err = d.rename(temp, segmentName(number), unix.RENAME_NOREPLACE)
 		if errors.Is(err, unix.EINVAL) {
@@ -241,6 +240,7 @@ func (d folder) create(number uint64, first int64, now time.Time) (*LineFile, in
 		_ = d.remove(temp) // the next try removes it too
 		return nil, 0, err
 	}
+	l.name = d.path(segmentName(number))
 	return l, int64(len(line)), nil
 }
 
