@@ -1,0 +1,360 @@
+package doctor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/config"
+	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/wrapper"
+)
+
+// tool is the tool whose shim is looked for. Others are installed the same way.
+const tool = "docker"
+
+// candidate is a docker in PATH.
+type candidate struct {
+	path string
+	shim bool
+}
+
+// inPath finds every executable docker in a PATH, in order.
+func inPath(path string) (found []candidate, relative bool) {
+	for _, dir := range filepath.SplitList(path) {
+		if dir == "" || !filepath.IsAbs(dir) {
+			relative = true
+			continue
+		}
+		p := filepath.Join(dir, tool)
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			found = append(found, candidate{p, isShim(p)})
+		}
+	}
+	return found, relative
+}
+
+// isShim recognises our shim by the marker that is part of its binary. The real
+// docker is forty megabytes; it is read in pieces.
+func isShim(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	marker := []byte(wrapper.Marker)
+	buf := make([]byte, 256<<10)
+	kept := 0
+	for {
+		n, err := io.ReadFull(f, buf[kept:])
+		if bytes.Contains(buf[:kept+n], marker) {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		kept = copy(buf, buf[len(buf)-len(marker):])
+	}
+}
+
+// shims checks that the first docker in PATH is ours, for the runner and for sudo.
+func (x *examination) shims() {
+	const name = "shim"
+	found, relative := inPath(x.env["PATH"])
+	for _, c := range found {
+		if c.shim {
+			x.shim = c.path
+			break
+		}
+	}
+	switch {
+	case len(found) == 0:
+		x.add(Fail, name, "there is no docker in PATH", "install the docker CLI and Tallyman's shim in its place (PATH is "+x.env["PATH"]+")")
+		return
+	case x.shim == "":
+		x.add(Fail, name, found[0].path+" is not Tallyman's shim: no docker call is recorded",
+			fmt.Sprintf("move it to %[1]s.original and put docker-shim at %[1]s (with dpkg-divert where a package owns it)", found[0].path))
+		return
+	case x.shim != found[0].path:
+		x.add(Fail, name, fmt.Sprintf("%s comes before Tallyman's shim %s in PATH: calls are not recorded", found[0].path, x.shim),
+			"put "+filepath.Dir(x.shim)+" first in the runner's PATH, or install the shim at "+found[0].path)
+	case relative:
+		x.add(Warn, name, x.shim+" is the first docker in PATH, but PATH has a relative folder: a docker in the working folder may come before it",
+			"take empty and relative folders out of the runner's PATH")
+	default:
+		x.ok(name, "%s is Tallyman's shim, and the first docker in PATH", x.shim)
+	}
+	if err := hook.CheckOwned(x.shim); err != nil {
+		x.add(Warn, "shim owner", err.Error(), "a job could put its own docker there and hide its calls: let root own the shim and the folders above it")
+	}
+	x.sudoPath()
+	x.packaged()
+}
+
+// sudoPath checks the docker that `sudo docker` finds: sudo sets PATH anew.
+func (x *examination) sudoPath() {
+	const name = "sudo"
+	data, err := os.ReadFile(x.in.Sudoers)
+	if err != nil {
+		return // no sudo, or not ours to read
+	}
+	for line := range strings.Lines(string(data)) {
+		_, value, ok := strings.Cut(line, "secure_path")
+		if !ok || strings.HasPrefix(strings.TrimSpace(line), "#") {
+			continue
+		}
+		value = strings.Trim(strings.TrimLeft(strings.TrimSpace(value), "= \t"), `"`)
+		if found, _ := inPath(value); len(found) > 0 && !found[0].shim {
+			x.add(Warn, name, "`sudo docker` runs "+found[0].path+", which is not Tallyman's shim",
+				"put "+filepath.Dir(x.shim)+" first in secure_path of "+x.in.Sudoers)
+		} else if len(found) > 0 {
+			x.ok(name, "`sudo docker` runs the shim %s", found[0].path)
+		}
+		return
+	}
+}
+
+// packaged checks that an upgrade of the docker package will not put its own file
+// in the shim's place.
+func (x *examination) packaged() {
+	owner := ""
+	lists, _ := filepath.Glob(filepath.Join(x.in.Dpkg, "info", "*.list"))
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err == nil && bytes.Contains(append([]byte("\n"), data...), []byte("\n"+x.shim+"\n")) {
+			owner = strings.TrimSuffix(filepath.Base(list), ".list")
+			break
+		}
+	}
+	if owner == "" {
+		return
+	}
+	if data, err := os.ReadFile(filepath.Join(x.in.Dpkg, "diversions")); err == nil {
+		// Three lines each: the path, where it went, the package (dpkg-divert(1)).
+		lines := strings.Split(string(data), "\n")
+		for i := 0; i+2 < len(lines); i += 3 {
+			if lines[i] == x.shim {
+				x.ok("package", "%s of package %s is diverted to %s: an upgrade leaves the shim alone", x.shim, owner, lines[i+1])
+				return
+			}
+		}
+	}
+	x.add(Warn, "package", "package "+owner+" owns "+x.shim+": its next upgrade overwrites the shim",
+		"dpkg-divert --local --no-rename --divert "+x.shim+".original --add "+x.shim)
+}
+
+// configuration finds and reads the configuration file as the shim does.
+func (x *examination) configuration() {
+	const name = "configuration"
+	paths := []string{x.in.ConfigPath}
+	if x.in.ConfigPath == "" {
+		paths = []string{config.DefaultPath}
+		if x.shim != "" {
+			paths = append([]string{filepath.Join(filepath.Dir(x.shim), config.FileName)}, paths...)
+		}
+	}
+	var owner uint32
+	if st, err := os.Stat(x.shim); err == nil {
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			owner = sys.Uid
+		}
+	}
+	for _, path := range paths {
+		cfg, problems, err := config.Load(path, owner)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case errors.Is(err, config.ErrUntrusted):
+			x.add(Fail, name, path+" is "+err.Error()+". The shim records nothing while it is like that",
+				"chown root:root "+path+" && chmod 0644 "+path)
+		case errors.Is(err, fs.ErrPermission):
+			x.add(Fail, name, fmt.Sprintf("uid %d may not read %s. The shim records nothing of this user", x.uid, path), "chmod 0644 "+path)
+		case err != nil:
+			x.add(Fail, name, fmt.Sprintf("%s cannot be read: %v. The shim records nothing while it is like that", path, err), "repair or remove the file")
+		default:
+			x.cfg = cfg
+			x.keys(name, path, problems)
+		}
+		return
+	}
+	if x.in.ConfigPath != "" {
+		x.add(Warn, name, "there is no "+x.in.ConfigPath+"; the defaults hold", "write the file, or leave out --config")
+		return
+	}
+	x.ok(name, "no file at %s; the defaults hold", config.DefaultPath)
+}
+
+func (x *examination) keys(name, path string, problems []config.Problem) {
+	if len(problems) == 0 {
+		x.ok(name, "%s is read", path)
+		return
+	}
+	var known []string
+	for _, k := range config.Keys() {
+		if !strings.HasSuffix(k.Name, ".") {
+			known = append(known, k.Name)
+		} else {
+			known = append(known, k.Name+tool)
+		}
+	}
+	var said []string
+	for _, p := range problems {
+		text := fmt.Sprintf("line %d, %s: %s", p.Line, p.Key, p.Text)
+		if near := nearest(p.Key, known); near != "" && !slices.Contains(known, p.Key) {
+			text += " (did you mean " + near + "?)"
+		}
+		said = append(said, text)
+	}
+	x.add(Warn, name, path+" has lines that are not used: "+strings.Join(said, "; "), "correct them; the other lines are in force")
+}
+
+// realBinary checks what the shim will start.
+func (x *examination) realBinary() {
+	const name = "real docker"
+	if x.shim == "" {
+		return
+	}
+	real, from := x.cfg.Real[tool], "real."+tool+" in the configuration"
+	if real == "" {
+		real, from = x.shim+".original", "the file beside the shim"
+	}
+	st, err := os.Stat(real)
+	set := "put the real docker at " + real + ", or set real." + tool + " in " + config.DefaultPath
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		x.add(Fail, name, fmt.Sprintf("%s (%s) is not there: every docker call ends with exit code 127", real, from), set)
+	case err != nil:
+		x.add(Fail, name, fmt.Sprintf("%s (%s): %v", real, from, err), set)
+	case !st.Mode().IsRegular() || unix.Faccessat(unix.AT_FDCWD, real, unix.X_OK, unix.AT_EACCESS) != nil:
+		x.add(Fail, name, fmt.Sprintf("%s (%s) is no executable file (mode %v): every docker call ends with exit code 126", real, from, st.Mode()), "chmod 0755 "+real)
+	case sameFile(real, x.shim) || isShim(real):
+		x.add(Fail, name, fmt.Sprintf("%s (%s) is Tallyman's shim itself: every docker call ends with exit code 126", real, from), set)
+	default:
+		x.ok(name, "the shim starts %s", real)
+	}
+}
+
+func sameFile(a, b string) bool {
+	sa, errA := os.Stat(a)
+	sb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(sa, sb)
+}
+
+// switches checks what turns the account off.
+func (x *examination) switches() {
+	const name = "switch"
+	switch off := x.cfg.Off(); {
+	case !x.cfg.Enabled:
+		x.add(Warn, name, "enabled = false in the configuration: nothing is recorded", "remove the line to record again")
+	case fileExists(x.in.OffPath):
+		x.add(Warn, name, "the kill switch "+x.in.OffPath+" is there: nothing is recorded", "remove the file to record again")
+	case x.env["TALLYMAN"] == "off" || x.env["TALLYMAN"] == "0" || x.env["TALLYMAN"] == "false":
+		x.add(Warn, name, "TALLYMAN="+x.env["TALLYMAN"]+" in this environment: in the runner's, it turns recording off", "take it out of the pod's environment to record again")
+	case fileExists(off):
+		why, _ := os.ReadFile(off)
+		x.add(Warn, name, strings.TrimSpace(off+" is there: nothing is recorded ("+strings.TrimSpace(string(why[:min(len(why), 200)])))+")",
+			"the job-started hook made it because of a kill switch or the canary, and removes it before the next job when that is over")
+	case x.cfg.Canary < 100:
+		x.ok(name, "on for %d %% of runners, chosen by their names", x.cfg.Canary)
+	default:
+		x.ok(name, "on")
+	}
+}
+
+// hooks checks the two hooks of the runner, in the environment of a running runner
+// where there is one that can be read.
+func (x *examination) hooks() {
+	env, where := x.runnerEnvironment()
+	for _, h := range []struct{ name, variable string }{
+		{"hook job-started", "ACTIONS_RUNNER_HOOK_JOB_STARTED"},
+		{"hook job-completed", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"},
+	} {
+		path := env[h.variable]
+		if path == "" {
+			x.add(Warn, h.name, h.variable+" is not set in "+where+": records are attributed by the callers' environment only, and the agent is not started",
+				"set it to Tallyman's hook script in the image (ENV), the pod, or .env in the runner's folder")
+			continue
+		}
+		if problem, do := hookFile(path); problem != "" {
+			x.add(Fail, h.name, path+" "+problem, do)
+		} else if err := hook.CheckOwned(path); err != nil {
+			x.add(Warn, h.name, err.Error(), "a job could change what the next job's hook does: let root own the script and the folders above it")
+		} else {
+			x.ok(h.name, "%s (from %s)", path, where)
+		}
+	}
+}
+
+// hookFile says what the runner would stumble over (actions/runner,
+// HostContext.cs and JobHookProvider.cs: the extension decides, a missing file
+// fails the job, and the path is not quoted).
+func hookFile(path string) (problem, do string) {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "is not there: the runner fails every job", "install the script, or unset the variable"
+	case err != nil:
+		return err.Error(), "make the script readable for the runner's user"
+	case !st.Mode().IsRegular():
+		return "is no file: the runner fails every job", "name a script"
+	case !strings.HasSuffix(path, ".sh"):
+		return "does not end in .sh: the runner fails every job", "rename it; the runner chooses the shell by the extension"
+	case strings.ContainsAny(path, " \t"):
+		return "has a space in its path, which the runner does not quote", "move the script"
+	case st.Mode().Perm()&0o444 != 0o444:
+		return fmt.Sprintf("has mode %v: the runner's user may not read it", st.Mode().Perm()), "chmod 0755 " + path
+	}
+	data, err := os.ReadFile(path)
+	switch {
+	case err != nil:
+		return err.Error(), "make the script readable for the runner's user"
+	case bytes.Contains(data, []byte("\r\n")):
+		return "has Windows line ends (CR LF): bash cannot run it", "sed -i 's/\\r$//' " + path
+	case !bytes.HasPrefix(data, []byte("#!")):
+		return "does not begin with #!: it was cut, or is no script", "install it again"
+	case !bytes.Contains(data, []byte("tallyman")):
+		return "is not Tallyman's hook and does not call it", "call `tallyman hook job-started` or `job-completed` from it, or set chain_started or chain_completed and use our script"
+	}
+	return "", ""
+}
+
+// runnerEnvironment finds the environment of the runner: that of a Worker or
+// Listener that runs now, and the .env file that the Listener reads. Of either only
+// the two variables are looked at; a runner's environment holds secrets.
+func (x *examination) runnerEnvironment() (env map[string]string, where string) {
+	dirs, _ := filepath.Glob(filepath.Join(x.in.Proc, "[0-9]*"))
+	for _, comm := range []string{"Runner.Worker", "Runner.Listener"} {
+		for _, dir := range dirs {
+			name, err := os.ReadFile(filepath.Join(dir, "comm"))
+			if err != nil || strings.TrimSpace(string(name)) != comm {
+				continue
+			}
+			data, err := os.ReadFile(filepath.Join(dir, "environ"))
+			if err != nil {
+				continue // another user's runner
+			}
+			env := environment(strings.Split(string(data), "\x00"))
+			if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+				dotEnv, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(exe)), ".env"))
+				if err == nil {
+					for k, v := range environment(strings.Split(strings.ReplaceAll(string(dotEnv), "\r\n", "\n"), "\n")) {
+						if env[k] == "" {
+							env[k] = v
+						}
+					}
+				}
+			}
+			return env, fmt.Sprintf("the environment of %s, pid %s", comm, filepath.Base(dir))
+		}
+	}
+	return x.env, "this environment (no runner that can be looked into runs here)"
+}
