@@ -1,0 +1,403 @@
+package wrapper
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/record/recordjson"
+)
+
+// The tests of this file run the built shim, both as leanbuild makes it and with the
+// usual runtime, in the place of testdata/probe, which tells what it sees.
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shims.dir != "" {
+		os.RemoveAll(shims.dir)
+	}
+	os.Exit(code)
+}
+
+// shims are the two builds, made once.
+var shims struct {
+	once sync.Once
+	dir  string
+	path map[string]string
+	err  error
+}
+
+func builtShims(t testing.TB) map[string]string {
+	t.Helper()
+	shims.once.Do(func() {
+		dir, err := os.MkdirTemp("", "shim")
+		if err != nil {
+			shims.err = err
+			return
+		}
+		shims.dir = dir
+		shims.path = map[string]string{"lean": dir + "/lean", "usual": dir + "/usual"}
+		for _, args := range [][]string{
+			{"run", "../internal/leanbuild", "-require", "-o", dir + "/lean", "../cmd/docker-shim"},
+			{"build", "-o", dir + "/usual", "../cmd/docker-shim"},
+			{"build", "-o", dir + "/probe", "./testdata/probe"},
+		} {
+			cmd := exec.Command("go", args...)
+			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				shims.err = fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), err, out)
+				return
+			}
+		}
+	})
+	if shims.err != nil {
+		t.Fatal(shims.err)
+	}
+	return shims.path
+}
+
+// installation is a folder with a shim and the probe as the real docker behind it.
+type installation struct {
+	dir, shim, real, run string
+}
+
+func install(t testing.TB, build string) installation {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "shim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	in := installation{dir: dir, shim: dir + "/docker", real: dir + "/docker.original", run: dir + "/run"}
+	copyFile(t, builtShims(t)[build], in.shim)
+	copyFile(t, shims.dir+"/probe", in.real)
+	if err := os.MkdirAll(in.run+"/spool", 0o733); err != nil {
+		t.Fatal(err)
+	}
+	in.config(t, "")
+	return in
+}
+
+func (in installation) config(t testing.TB, more string) {
+	t.Helper()
+	if err := os.WriteFile(in.dir+"/tallyman.conf", []byte("run_dir = "+in.run+"\n"+more), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// records reads what the shim wrote to the spool.
+func (in installation) records(t testing.TB) []record.Record {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("%s/spool/%d.jsonl", in.run, os.Getuid()))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var all []record.Record
+	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
+		var r record.Record
+		if err := recordjson.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Fatalf("%v in %q", err, lines.Bytes())
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+func eachBuild(t *testing.T, f func(t *testing.T, in installation)) {
+	for _, build := range []string{"lean", "usual"} {
+		t.Run(build, func(t *testing.T) { f(t, install(t, build)) })
+	}
+}
+
+// TestTransparency runs the probe directly and through the shim and compares all that
+// it sees. The usual runtime cannot keep ignored signals ignored; the lean one does.
+func TestTransparency(t *testing.T) {
+	eachBuild(t, func(t *testing.T, in installation) {
+		for _, test := range []struct {
+			name  string
+			shell string // starts "$DOCKER", the path under test
+			env   []string
+		}{
+			{"arguments", `exec "$DOCKER" run -it "" 'a b' $'\xff\xfe' '*' --`, nil},
+			{"argv[0]", `exec -a 'odd name' "$DOCKER" x`, nil},
+			{"environment with odd entries", `exec "$DOCKER" ps`, []string{"A=1", "A=2", "EMPTY=", "NOEQUALS", "", "BIN=\xff"}},
+			{"no environment", `exec "$DOCKER" ps`, []string{}},
+			{"umask", `umask 0137; exec "$DOCKER" ps`, nil},
+			{"limits", `ulimit -n 123; ulimit -c 0; ulimit -f 100000; exec "$DOCKER" ps`, nil},
+			{"priority", `exec nice -n 7 "$DOCKER" ps`, nil},
+			{"a session of its own", `exec setsid -w "$DOCKER" ps`, nil},
+			{"no new privileges", `exec setpriv --no-new-privs "$DOCKER" ps`, nil},
+			{"parent-death signal", `exec setpriv --pdeathsig TERM "$DOCKER" ps`, nil},
+			{"affinity", `exec taskset -c 0 "$DOCKER" ps`, nil},
+			{"open descriptors", `exec 5</dev/null 9>/dev/null; exec "$DOCKER" ps`, nil},
+			{"standard input closed", `exec "$DOCKER" ps <&-`, nil},
+			{"standard error closed", `exec "$DOCKER" ps 2>&-`, nil},
+			{"a folder that is gone", `mkdir gone; cd gone; rmdir ../gone; exec "$DOCKER" ps`, nil},
+			{"ignored signals", `trap '' HUP PIPE USR1 TERM XFSZ; exec "$DOCKER" ps`, nil},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				if test.name == "ignored signals" && strings.Contains(t.Name(), "usual") {
+					t.Log("the usual runtime handles signals and so makes ignored ones default ones; leanbuild does not")
+					return
+				}
+				see := func(path string) string {
+					cmd := exec.Command("bash", "-c", "DOCKER="+path+"; "+test.shell)
+					cmd.Dir = t.TempDir()
+					cmd.Env = test.env
+					if test.env == nil {
+						cmd.Env = os.Environ()
+					}
+					out, err := cmd.Output()
+					if err != nil || len(out) == 0 {
+						t.Fatalf("%s: %v, %q", path, err, out)
+					}
+					return strings.NewReplacer(in.real, "DOCKER", in.shim, "DOCKER", cmd.Dir, "DIR").Replace(string(dropPids(out)))
+				}
+				if direct, shimmed := see(in.real), see(in.shim); direct != shimmed {
+					t.Errorf("directly:\n%s\nthrough the shim:\n%s", direct, shimmed)
+				}
+			})
+		}
+		if len(in.records(t)) == 0 {
+			t.Error("nothing was recorded meanwhile")
+		}
+	})
+}
+
+// dropPids takes out the one thing that differs by nature.
+func dropPids(out []byte) []byte {
+	var kept [][]byte
+	for _, line := range bytes.Split(out, []byte("\n")) {
+		if !bytes.HasPrefix(line, []byte("PPid:")) {
+			kept = append(kept, line)
+		}
+	}
+	return bytes.Join(kept, []byte("\n"))
+}
+
+func TestExitCodesAndSignals(t *testing.T) {
+	eachBuild(t, func(t *testing.T, in installation) {
+		for code := range 256 {
+			err := exec.Command(in.shim, "exit", strconv.Itoa(code)).Run()
+			got := 0
+			if exit, ok := err.(*exec.ExitError); ok {
+				got = exit.ExitCode()
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if got != code {
+				t.Errorf("exit code %d became %d", code, got)
+			}
+		}
+		for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGXFSZ} {
+			err := exec.Command(in.shim, "kill", strconv.Itoa(int(sig))).Run()
+			exit, ok := err.(*exec.ExitError)
+			if !ok || !exit.Sys().(syscall.WaitStatus).Signaled() || exit.Sys().(syscall.WaitStatus).Signal() != sig {
+				t.Errorf("signal %v became %v", sig, err)
+			}
+		}
+		if n := len(in.records(t)); n != 256+7 {
+			t.Errorf("%d records", n)
+		}
+	})
+}
+
+func TestWhereTheRealBinaryIs(t *testing.T) {
+	eachBuild(t, func(t *testing.T, in installation) {
+		run := func(path string, args ...string) (code int, stdout, stderr string) {
+			cmd := exec.Command(path, args...)
+			cmd.Dir = in.dir
+			var out, errs bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			cmd.Run()
+			return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+		}
+		expect := func(t *testing.T, path string, code int, message string) {
+			t.Helper()
+			got, stdout, stderr := run(path, "exit", "3")
+			if got != code || stdout != "" || message == "" != (stderr == "") || !strings.Contains(stderr, message) || strings.Count(stderr, "\n") > 1 {
+				t.Errorf("exit %d, stdout %q, stderr %q; want exit %d and %q", got, stdout, stderr, code, message)
+			}
+		}
+		t.Run("beside the shim", func(t *testing.T) { expect(t, in.shim, 3, "") })
+		t.Run("called by a relative path", func(t *testing.T) { expect(t, "./docker", 3, "") })
+		t.Run("another tool by a link to the shim", func(t *testing.T) {
+			os.Symlink("docker", in.dir+"/podman")
+			os.Symlink("docker.original", in.dir+"/podman.original")
+			expect(t, in.dir+"/podman", 3, "")
+			all := in.records(t)
+			if tool := all[len(all)-1].Invocation.Tool; tool != "podman" {
+				t.Errorf("recorded as %q", tool)
+			}
+		})
+		t.Run("named by the configuration", func(t *testing.T) {
+			os.Mkdir(in.dir+"/elsewhere", 0o755)
+			os.Rename(in.real, in.dir+"/elsewhere/docker")
+			in.config(t, "real.docker = "+in.dir+"/elsewhere/docker\n")
+			expect(t, in.shim, 3, "")
+			os.Rename(in.dir+"/elsewhere/docker", in.real)
+			in.config(t, "")
+		})
+		t.Run("SH-25 not executable", func(t *testing.T) {
+			os.Chmod(in.real, 0o644)
+			expect(t, in.shim, 126, "cannot start the real docker")
+			os.Chmod(in.real, 0o755)
+		})
+		t.Run("SH-25 no program", func(t *testing.T) {
+			os.Rename(in.real, in.real+".kept")
+			os.WriteFile(in.real, []byte("\x00\x01 no program"), 0o755)
+			expect(t, in.shim, 126, "cannot start the real docker")
+			os.Rename(in.real+".kept", in.real)
+		})
+		for name, link := range map[string]func(string, string) error{"link": os.Symlink, "hard link": os.Link, "copy": func(from, to string) error {
+			copyFile(t, from, to)
+			return nil
+		}} {
+			t.Run("SH-26 the shim itself, a "+name, func(t *testing.T) {
+				os.Rename(in.real, in.real+".kept")
+				if err := link(in.shim, in.real); err != nil {
+					t.Fatal(err)
+				}
+				expect(t, in.shim, 126, "shim itself")
+				os.Remove(in.real)
+				os.Rename(in.real+".kept", in.real)
+			})
+		}
+		t.Run("SH-24 missing", func(t *testing.T) {
+			os.Remove(in.real)
+			expect(t, in.shim, 127, in.real)
+			all := in.records(t)
+			if e := all[len(all)-1].Invocation.ExecError; e != "ENOENT" {
+				t.Errorf("exec_error %q", e)
+			}
+		})
+	})
+}
+
+// TestWhoDecides: root-owned files and the shim's own path do; the job does not.
+func TestWhoDecides(t *testing.T) {
+	eachBuild(t, func(t *testing.T, in installation) {
+		call := func(env ...string) {
+			t.Helper()
+			cmd := exec.Command(in.shim, "exit", "0")
+			cmd.Env = append(os.Environ(), env...)
+			if err := cmd.Run(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		count := 0
+		expect := func(name string, recorded bool, env ...string) {
+			t.Helper()
+			call(env...)
+			if recorded {
+				count++
+			}
+			if n := len(in.records(t)); n != count {
+				t.Errorf("%s: %d records, want %d", name, n, count)
+				count = n
+			}
+		}
+		expect("as installed", true)
+		expect("SH-56 variables of the job", true, "TALLYMAN=off", "TALLYMAN_RUN_DIR=/tmp", "TALLYMAN_CONFIG=/dev/null", "TALLYMAN_SOCKET=/etc/x", "GODEBUG=x=y", "GOMAXPROCS=9")
+		os.WriteFile(in.run+"/off", nil, 0o644)
+		expect("the off marker", false)
+		os.Remove(in.run + "/off")
+		in.config(t, "enabled = false\n")
+		expect("switched off", false)
+		in.config(t, "no_such_key = 1\nenabled maybe\n")
+		expect("a typing error", true)
+		os.Chmod(in.dir+"/tallyman.conf", 0o666)
+		expect("a file that everybody could have written", false)
+		os.Chmod(in.dir+"/tallyman.conf", 0o644)
+		if os.Getuid() == 0 {
+			os.Chown(in.dir+"/tallyman.conf", 1001, 0)
+			expect("a file of another user", false)
+			os.Chown(in.dir+"/tallyman.conf", 0, 0)
+		}
+		expect("as before", true)
+	})
+}
+
+// TestManyAtOnce: 1,000 calls at the same time and no agent give 1,000 whole records.
+func TestManyAtOnce(t *testing.T) {
+	in := install(t, "lean")
+	const calls = 1000
+	limit := make(chan struct{}, 100)
+	var wg sync.WaitGroup
+	for i := range calls {
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			cmd := exec.Command(in.shim, "exit", strconv.Itoa(i%256), strings.Repeat("-x ", i))
+			cmd.Args = cmd.Args[:3]
+			cmd.Env = append(os.Environ(), "GITHUB_WORKFLOW="+strings.Repeat("w", i*4))
+			cmd.Run()
+			if cmd.ProcessState.ExitCode() != i%256 {
+				t.Errorf("call %d: exit code %d", i, cmd.ProcessState.ExitCode())
+			}
+		})
+	}
+	wg.Wait()
+	ids := map[string]bool{}
+	for _, r := range in.records(t) {
+		ids[r.ID] = true
+	}
+	if len(ids) != calls {
+		t.Errorf("%d records of %d calls", len(ids), calls)
+	}
+}
+
+func TestRecordOfACall(t *testing.T) {
+	in := install(t, "lean")
+	work := t.TempDir()
+	os.Mkdir(work+"/deploy", 0o755)
+	cmd := exec.Command(in.shim, "exit", "0")
+	cmd.Dir = work + "/deploy"
+	cmd.Env = []string{"GITHUB_REPOSITORY=octo/shop", "GITHUB_RUN_ID=42", "GITHUB_RUN_ATTEMPT=2", "GITHUB_WORKFLOW=Build, test | deploy", "GITHUB_JOB=build",
+		"GITHUB_ACTION=__run_2", "RUNNER_TRACKING_ID=github_x", "GITHUB_WORKSPACE=" + work, "DOCKER_HOST=tcp://10.1.2.3:2376", "GITHUB_TOKEN=ghs_secret",
+		"ACTIONS_RUNTIME_TOKEN=secret2", "SUDO_UID=1001", "DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND=docker", "RUNNER_NAME=r1", "NODE_NAME=node-7"}
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	got := in.records(t)[0]
+	inv := got.Invocation
+	if inv.PID != int64(cmd.Process.Pid) || inv.PPID != int64(os.Getpid()) || inv.MonoNS == 0 {
+		t.Errorf("pid %d, ppid %d, mono %d", inv.PID, inv.PPID, inv.MonoNS)
+	}
+	inv.PID, inv.PPID, inv.MonoNS = 0, 0, 0
+	host := got.Host.Name
+	want := record.Record{ID: got.ID, TS: got.TS, Kind: record.KindInvocation, Schema: 1, By: record.ByEnvironment,
+		CI: &record.CI{Repository: "octo/shop", RunID: "42", RunAttempt: 2, Workflow: "Build, test | deploy", Job: "build", Step: "__run_2",
+			TrackingID: "github_x", Runner: &record.Runner{Name: "r1"}},
+		Host:       &record.Host{Name: host, Node: "node-7"},
+		Invocation: &record.Invocation{Tool: "docker", Command: "exit", Argc: 3, UID: int64(os.Getuid()), Sudo: true, Cwd: "deploy", Daemon: "tcp", Nested: true},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %s\nwant %s", record.Append(nil, &got), record.Append(nil, &want))
+	}
+	b, _ := os.ReadFile(filepath.Join(in.run, "spool", strconv.Itoa(os.Getuid())+".jsonl"))
+	if bytes.Contains(b, []byte("secret")) || bytes.Contains(b, []byte("10.1.2.3")) {
+		t.Errorf("a secret or an address leaked: %s", b)
+	}
+}
