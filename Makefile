@@ -60,6 +60,14 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 e2e: build ## End-to-end tests on a private Docker daemon (root)
 	$(GO) test -race -v -p 1 -timeout 10m ./e2e/...
 
+.PHONY: bench
+bench: build ## What the shim adds to a command, beside a shell wrapper, in one interleaved run
+	$(GO) run ./wrapper/shimbench -shim bin/docker-shim -tallyman bin/tallyman
+
+.PHONY: bench-events
+bench-events: build ## CPU and memory for each daemon event, beside docker events piped into Python
+	$(GO) run ./events/intakebench
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz test for FUZZTIME (20s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \

@@ -28,10 +28,16 @@ import (
 	"github.com/tallyman-ci/tallyman/report"
 )
 
-// TestMain builds the binaries first, so that no test runs a stale one.
+// built is the folder with the programs under test.
+var built = "../bin"
+
+// TestMain builds the programs first, so that no test runs a stale one. With
+// TALLYMAN_E2E_BIN the tests take those of that folder instead, of a package for
+// example.
 func TestMain(m *testing.M) {
-	build := exec.Command("make", "-C", "..", "build")
-	if out, err := build.CombinedOutput(); err != nil {
+	if dir := os.Getenv("TALLYMAN_E2E_BIN"); dir != "" {
+		built = dir
+	} else if out, err := exec.Command("make", "-C", "..", "build").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
 		os.Exit(1)
 	}
@@ -87,7 +93,7 @@ func install(t *testing.T, d *dockertest.Daemon, real, host string, config ...st
 		t.Fatal(err)
 	}
 	inst, err := prefix.Install(dir, prefix.Options{
-		Built: "../bin", Hooks: "../runner-image/hooks", Real: real,
+		Built: built, Hooks: "../runner-image/hooks", Real: real,
 		Run:    mountTmpfs(t, filepath.Join(dir, "run"), "64m"), // as /run is everywhere
 		Config: append([]string{"statsd = off"}, config...),
 	})

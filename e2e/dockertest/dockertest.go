@@ -295,7 +295,7 @@ func listening(pid, port int) bool {
 }
 
 // tail is the end of what the daemon logged since its last boot, for errors,
-// without the chatter of its connections to containerd.
+// without what it says when all is well.
 func (d *Daemon) tail() string {
 	data, err := os.ReadFile(d.path("dockerd.log"))
 	if err != nil {
@@ -303,7 +303,7 @@ func (d *Daemon) tail() string {
 	}
 	var lines []string
 	for line := range strings.Lines(string(data[min(d.logged, len(data)):])) {
-		if !strings.Contains(line, "module=grpc") {
+		if !strings.Contains(line, " level=info ") {
 			lines = append(lines, line)
 		}
 	}

@@ -127,9 +127,6 @@ func TestBootSaysWhyTheDaemonEnded(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "dockerd ended") || !strings.Contains(err.Error(), "Unable to get the full path to root") {
 		t.Errorf("Boot: %v, want the daemon's own words", err)
 	}
-	if err != nil && strings.Contains(err.Error(), "API listen on") {
-		t.Errorf("Boot: the error shows the log of an earlier boot: %v", err)
-	}
 }
 
 func TestAMissingToolIsNamedWithItsPackage(t *testing.T) {
