@@ -1,0 +1,140 @@
+package hook
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runnerProcess is the runner's Worker process, which lives as long as the job.
+type runnerProcess struct {
+	PID   int    `json:"pid,omitempty"`   // 0 where it was not found
+	Start uint64 `json:"start,omitempty"` // its start in clock ticks since boot: tells a later process with the same number apart
+	Root  string `json:"root,omitempty"`  // the folder the runner is installed in
+	OOM   *int   `json:"oom,omitempty"`   // its oom_score_adj, which the hook's own was before the runner raised it to 500
+}
+
+// findRunner looks for Runner.Worker among the ancestors of this process:
+// Runner.Worker -> bash -e hook.sh -> (timeout ->) tallyman.
+func findRunner() runnerProcess {
+	pid := os.Getpid()
+	for range 16 { // deeper than any chain of hook scripts
+		st, err := readStat(pid)
+		if err != nil {
+			break
+		}
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		exe = strings.TrimSuffix(exe, " (deleted)") // the runner updates itself
+		if st.comm == "Runner.Worker" || filepath.Base(exe) == "Runner.Worker" {
+			r := runnerProcess{PID: pid, Start: st.start, OOM: oomScoreAdj(pid)}
+			if exe != "" {
+				r.Root = filepath.Dir(filepath.Dir(exe)) // <root>/bin/Runner.Worker, or bin.2.336.0
+			}
+			return r
+		}
+		if st.ppid == 0 {
+			break
+		}
+		pid = st.ppid
+	}
+	return runnerProcess{}
+}
+
+type procStat struct {
+	comm  string
+	state byte
+	ppid  int
+	start uint64
+}
+
+// readStat reads /proc/<pid>/stat (proc_pid_stat(5)). The name stands in
+// parentheses and may hold parentheses itself.
+func readStat(pid int) (procStat, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return procStat{}, err
+	}
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return procStat{}, fmt.Errorf("/proc/%d/stat has no name", pid)
+	}
+	f := strings.Fields(string(b[end+1:]))
+	if len(f) < 20 {
+		return procStat{}, fmt.Errorf("/proc/%d/stat is short", pid)
+	}
+	ppid, err := strconv.Atoi(f[1]) // field 4 of the file
+	if err != nil {
+		return procStat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	start, err := strconv.ParseUint(f[19], 10, 64) // field 22
+	if err != nil {
+		return procStat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	return procStat{comm: string(b[open+1 : end]), state: f[0][0], ppid: ppid, start: start}, nil
+}
+
+// startTime turns a start in clock ticks since boot into a time of day. User space
+// always sees 100 ticks a second (USER_HZ).
+func startTime(ticks uint64) (time.Time, bool) {
+	var ts unix.Timespec
+	if ticks == 0 || unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return time.Time{}, false
+	}
+	age := time.Duration(ts.Nano()) - time.Duration(ticks)*10*time.Millisecond
+	return time.Now().Add(-age), true
+}
+
+func oomScoreAdj(pid int) *int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		return nil
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil
+	}
+	return &n
+}
+
+// runnerRoots lists where the runner may be installed, the surest first: the
+// Worker's own executable, the parents of its work folder (<root>/_work/<repository>
+// by default), the configuration (which is last because one machine can hold
+// several runners).
+func runnerRoots(process string, env environment, configured string) []string {
+	up := func(path string, levels int) string {
+		if !filepath.IsAbs(path) {
+			return ""
+		}
+		for range levels {
+			path = filepath.Dir(path)
+		}
+		return path
+	}
+	var roots []string
+	for _, root := range []string{
+		process,
+		up(env.get("RUNNER_WORKSPACE"), 2),
+		up(env.get("RUNNER_TEMP"), 2),
+		up(env.get("GITHUB_WORKSPACE"), 3),
+		configured,
+	} {
+		if root == "" || root == "/" || len(root) > 4096 {
+			continue
+		}
+		root = filepath.Clean(root)
+		seen := false
+		for _, r := range roots {
+			seen = seen || r == root
+		}
+		if !seen {
+			roots = append(roots, root)
+		}
+	}
+	return roots
+}

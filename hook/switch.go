@@ -1,0 +1,83 @@
+package hook
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// offReason says in a few words why Tallyman is switched off on this runner, or ""
+// when it is on. The pod's environment counts and the job's does not: a hook's
+// environment holds nothing of the workflow's env (actions/runner JobHookProvider.cs).
+func (o *Options) offReason(env environment) string {
+	switch strings.ToLower(env.get("TALLYMAN")) {
+	case "off", "0", "false":
+		return "TALLYMAN in the runner's environment"
+	}
+	if !o.Enabled {
+		return "enabled in the configuration"
+	}
+	if o.OffFile != "" && ownedByRoot(o.OffFile) {
+		return o.OffFile
+	}
+	name := env.get("RUNNER_NAME")
+	if name == "" {
+		name, _ = os.Hostname()
+	}
+	if !inCanary(name, o.Canary) {
+		return fmt.Sprintf("canary %g %%", o.Canary)
+	}
+	return ""
+}
+
+// ownedByRoot is true when the file exists and is root's: a job must not be able
+// to switch its own account off by creating it.
+func ownedByRoot(path string) bool {
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && st.Uid == 0
+}
+
+// inCanary is true for about percent of all names, and always for the same ones: a
+// name that is in at 5 % is in at every higher figure.
+func inCanary(name string, percent float64) bool {
+	sum := sha256.Sum256([]byte(name))
+	share := float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53)
+	return share*100 < percent
+}
+
+// offMarker tells the shim and the agent that Tallyman is off on this runner.
+func (o *Options) offMarker() string { return filepath.Join(o.RunDir, "off") }
+
+func (o *Options) writeOffMarker(reason string) error {
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return fmt.Errorf("create the run directory: %w", err)
+	}
+	// O_EXCL: whatever stands there already, a link included, says off as well.
+	f, err := os.OpenFile(o.offMarker(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("mark the runner as off: %w", err)
+	}
+	// The marker's being there is the message; its text is for people.
+	_, _ = f.WriteString("off: " + reason + "\n")
+	return f.Close()
+}
+
+func (o *Options) removeOffMarker() error {
+	if err := os.Remove(o.offMarker()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the off marker: %w", err)
+	}
+	return nil
+}

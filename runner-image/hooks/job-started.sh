@@ -1,0 +1,75 @@
+#!/bin/sh
+# Tallyman: runs before the first step of each job.
+#
+# Name it in ACTIONS_RUNNER_HOOK_JOB_STARTED (in the image or the pod: the runner
+# reads it from its own environment), or copy it into /etc/arc/hooks/job-started.d.
+# The runner starts it as `bash -e <path>`, or with sh where there is no bash, and
+# fails the job when it does not exit 0. Nothing of ours can make it do that.
+#
+# A hook that was there before goes on working: name it in chain_started in
+# /etc/tallyman/tallyman.conf, or in TALLYMAN_CHAIN_JOB_STARTED. It takes this
+# script's place when we are done, so its output, its exit code and the signals it
+# gets are its own: a chained hook that fails, or is missing, fails the job as it did
+# without us.
+#
+# Everything but tallyman, timeout and the chained hook is built into the shell, so
+# that a missing PATH, a full disk or a broken tool stops nothing.
+trap 'exit 0' EXIT || :
+trap : INT TERM HUP || :
+set +e || :
+
+# A job can put directories in front of PATH, so PATH comes last.
+tallyman=
+for file in "${TALLYMAN_BIN:-}" /usr/local/bin/tallyman /usr/bin/tallyman /opt/tallyman/bin/tallyman; do
+	if [ -f "$file" ] && [ -x "$file" ]; then
+		tallyman=$file
+		break
+	fi
+done
+[ -n "$tallyman" ] || tallyman=$(command -v tallyman) || tallyman=
+
+# Tallyman bounds itself to 500 ms; this is for a binary that does not even start.
+limit=
+for file in /usr/bin/timeout /bin/timeout; do
+	if [ -x "$file" ]; then
+		limit="$file 2"
+		break
+	fi
+done
+
+if [ -n "$tallyman" ]; then
+	# shellcheck disable=SC2086 # two words, or none
+	$limit "$tallyman" hook job-started </dev/null 2>/dev/null || :
+fi
+
+# The configuration is looked for where tallyman looks: beside the binary first.
+chain=${TALLYMAN_CHAIN_JOB_STARTED:-}
+for conf in "${TALLYMAN_CONFIG:-}" "${tallyman%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
+	if [ -n "$chain" ] || [ ! -f "$conf" ] || [ ! -r "$conf" ]; then
+		continue
+	fi
+	while read -r line || [ -n "$line" ]; do
+		key=${line%%=*}
+		value=${line#"$key"}
+		if [ "${key%"${key##*[![:space:]]}"}" = chain_started ]; then
+			value=${value#=}
+			chain=${value#"${value%%[![:space:]]*}"}
+		fi
+	done <"$conf" 2>/dev/null
+	break
+done
+case $chain in
+/*) ;;
+*) chain= ;; # the working directory is the job's
+esac
+
+# TALLYMAN_CHAINED: a hook that was told to chain itself does so once.
+if [ -n "$chain" ] && [ -z "${TALLYMAN_CHAINED:-}" ]; then
+	export TALLYMAN_CHAINED=1
+	trap - EXIT
+	case $chain in
+	*.sh) exec "${BASH:-/bin/sh}" -e "$chain" ;;
+	*) exec "$chain" ;;
+	esac
+fi
+exit 0
