@@ -1,6 +1,8 @@
 package events
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +50,16 @@ var actions = func() map[string]string {
 	}
 	return m
 }()
+
+// Types returns the closed set of Event.Type, Other included.
+func Types() []string {
+	return []string{"container", "image", "network", "volume", "builder", "daemon", "plugin", Other}
+}
+
+// Actions returns the closed set of Event.Action; see Types.
+func Actions() []string {
+	return append(slices.Sorted(maps.Keys(actions)), Other)
+}
 
 // knownAction returns an action, cut at its colon, as a constant.
 func knownAction(s string) (string, bool) {
