@@ -41,10 +41,10 @@ type Options struct {
 	Store   hook.Store
 	Host    record.Host // names this machine in each record
 	Version string
-	// Environ is where DogStatsD is looked for (DD_AGENT_HOST, ...).
-	Environ []string
 	// NoEvents leaves the Docker daemon alone.
 	NoEvents bool
+	// Schemes are kinds of sinks beside those that package sinks has built in.
+	Schemes []sinks.Scheme
 	// ExitOnJobEnd ends the agent after the job that it was started for: the hooks
 	// start one agent for each job.
 	ExitOnJobEnd bool
@@ -69,6 +69,7 @@ type Agent struct {
 	events   *events.Streamer // nil with NoEvents
 	metrics  *metrics.Emitter
 	pumps    []*sinks.Pump
+	problems []string // what could not be opened and was left out
 
 	mu       sync.Mutex
 	jobEnded time.Time // when the job of ExitOnJobEnd ended; zero before
@@ -121,7 +122,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	for _, p := range a.pumps {
-		sinksDone.Go(func() { p.Run(sinksCtx) })
+		sinksDone.Go(func() {
+			if err := p.Run(sinksCtx); err != nil {
+				a.log.Warn("a sink ended", "sink", p.Status().Name, "error", err)
+			}
+		})
 	}
 	a.log.Info("agent started", "version", a.o.Version, "socket", a.o.Config.Socket(), "journal", a.o.Config.Journal(), "sinks", len(a.pumps))
 	a.announceActive()
@@ -193,15 +198,16 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.journal = j
 	a.intake.remember(j)
-	if a.metrics, err = metrics.New(metrics.Options{Addr: cfg.Statsd, Environ: a.o.Environ, EventTags: cfg.StatsdTags, Logger: a.log}); err != nil {
-		return fmt.Errorf("open DogStatsD: %w", err)
+	if a.metrics, err = metrics.New(metrics.Options{Addr: cfg.Statsd, EventTags: cfg.StatsdTags, Logger: a.log, Now: a.o.Now}); err != nil {
+		return fmt.Errorf("set up DogStatsD: %w", err)
 	}
 	for _, url := range cfg.Sinks {
-		p, err := sinks.NewPump(ctx, url, a.journal, sinks.PumpOptions{Dir: cfg.Journal(), OnLoss: a.intake.loss, Logger: a.log})
-		if err != nil {
-			return fmt.Errorf("open sink %s: %w", sinks.Redact(url), err)
+		// One sink that cannot be opened must not cost the account of all others: the
+		// journal keeps the records, and status and log say what is wrong.
+		if err := a.openSink(ctx, url); err != nil {
+			a.problems = append(a.problems, err.Error())
+			a.log.Error("a sink is left out", "error", err)
 		}
-		a.pumps = append(a.pumps, p)
 	}
 	if a.spool, err = openSpool(a); err != nil {
 		return err
@@ -222,6 +228,27 @@ func (a *Agent) open(ctx context.Context) error {
 	return nil
 }
 
+func (a *Agent) openSink(ctx context.Context, url string) error {
+	target, err := sinks.Parse(url, a.o.Schemes...)
+	if err != nil {
+		return err
+	}
+	sink, err := target.Open(ctx)
+	if err != nil {
+		return err
+	}
+	o := target.Pump
+	o.CursorDir = filepath.Join(a.o.Config.Journal(), "cursors")
+	o.QuarantineDir = filepath.Join(a.o.Config.Journal(), "quarantine")
+	o.OnLoss, o.Now, o.Logger = a.intake.loss, a.o.Now, a.log
+	p, err := sinks.NewPump(a.journal, sink, o)
+	if err != nil {
+		return errors.Join(err, sink.Close(ctx))
+	}
+	a.pumps = append(a.pumps, p)
+	return nil
+}
+
 func (a *Agent) close() error {
 	var errs []error
 	if a.server != nil {
@@ -229,9 +256,6 @@ func (a *Agent) close() error {
 	}
 	if a.spool != nil {
 		errs = append(errs, a.spool.close())
-	}
-	for _, p := range a.pumps {
-		errs = append(errs, p.Close())
 	}
 	if a.metrics != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)

@@ -27,7 +27,9 @@ func (c *contexts) all() hook.Contexts {
 	if err != nil {
 		return c.list
 	}
-	if !c.read || !info.ModTime().Equal(c.modTime) {
+	// Two changes within one tick of the file system's clock have the same time.
+	const tick = 100 * time.Millisecond
+	if !c.read || !info.ModTime().Equal(c.modTime) || time.Since(c.modTime) < tick {
 		// The list is good in spite of an error, which tells of files passed over.
 		if list, _ := c.store.List(); list != nil {
 			c.list, c.modTime, c.read = list, info.ModTime(), true

@@ -21,16 +21,27 @@ type Status struct {
 	Counts  Counts         `json:"counts"`
 	Journal journal.Status `json:"journal"`
 	Events  *events.Status `json:"events,omitempty"`
-	Metrics metrics.Status `json:"metrics"`
+	Metrics Metrics        `json:"metrics"`
 	Sinks   []sinks.Status `json:"sinks"`
+	// Problems are what could not be opened and was left out.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Metrics says where metrics go and what did not get there.
+type Metrics struct {
+	Address string        `json:"address,omitempty"` // empty: off
+	Source  string        `json:"source,omitempty"`  // the setting that named the address
+	Dropped metrics.Drops `json:"dropped"`
 }
 
 // Status returns a snapshot.
 func (a *Agent) Status() Status {
 	st := Status{
 		Version: a.o.Version, PID: os.Getpid(), Started: a.started, Running: a.server.watched.Load(),
-		Counts: a.intake.status(), Journal: a.journal.Status(), Metrics: a.metrics.Status(),
+		Counts: a.intake.status(), Journal: a.journal.Status(), Problems: a.problems,
+		Metrics: Metrics{Dropped: a.metrics.Dropped()},
 	}
+	st.Metrics.Address, st.Metrics.Source = a.metrics.Address()
 	if c := a.contexts.active(); c != nil {
 		st.Job = strings.Join([]string{c.CI.Repository, c.CI.Workflow, c.CI.Job}, " / ")
 	}
