@@ -215,7 +215,7 @@ var fromHooks = []string{
 // act runs the job's steps on this machine, in a copy of the repository. Nothing is
 // fetched: the image of the runner is the machine, and the steps use no action.
 func (s *stage) act(ctx context.Context, j job, rj *runnertest.Job) error {
-	args := []string{"push", "--job", j.name, "--workflows", filepath.Join(".github", "workflows", j.file),
+	args := []string{"push", "--actor", "octocat", "--job", j.name, "--workflows", filepath.Join(".github", "workflows", j.file),
 		"--platform", "ubuntu-latest=-self-hosted", "--pull=false", "--log-prefix-job-id",
 		"--no-cache-server", // it would listen on an address that other machines reach
 	}
