@@ -234,10 +234,10 @@ func TestEndsOfCommands(t *testing.T) {
 	}
 }
 
-func TestAThousandAtOnce(t *testing.T) {
+func TestManyAtOnce(t *testing.T) {
 	r := start(t, options(t))
 	defer r.end()
-	const calls = 1000
+	const calls = 300 // e2e takes a thousand, with the built binaries
 	want := make(map[string]int)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
