@@ -182,6 +182,16 @@ func (cs Contexts) Find(trackingID string, t time.Time) (*Context, Match) {
 	return found, MatchTime
 }
 
+// after returns the first context of the same runner that began after c, or nil.
+func (cs Contexts) after(c *Context) (next *Context) {
+	for i := range cs {
+		if cs[i].runnerName() == c.runnerName() && cs[i].Started.After(c.Started) {
+			next = &cs[i] // newest first
+		}
+	}
+	return next
+}
+
 // Of returns the newest context of the job that c describes, or nil.
 func (cs Contexts) Of(c *Context) *Context {
 	id := c.identity()

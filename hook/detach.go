@@ -33,6 +33,7 @@ const (
 type request struct {
 	Op        string        `json:"op"`
 	At        time.Time     `json:"at"`       // when the hook was called
+	Boot      int64         `json:"boot"`     // the same in nanoseconds since boot, which no clock step changes
 	Deadline  time.Time     `json:"deadline"` // when it will have returned
 	Context   Context       `json:"context"`  // the job's, not sealed yet
 	ServerURL string        `json:"server_url,omitempty"`

@@ -174,6 +174,7 @@ func (o *Options) run(ctx context.Context, op string, budget time.Duration) (err
 	req := request{
 		Op:        op,
 		At:        c.Started,
+		Boot:      sinceBoot(),
 		Deadline:  deadline,
 		Context:   c,
 		ServerURL: env.text("GITHUB_SERVER_URL"),

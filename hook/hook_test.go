@@ -306,7 +306,9 @@ func TestHK01HK15InternalFailures(t *testing.T) {
 		sealed bool
 	}{
 		{"nothing", func(*testing.T, *stage, *play) {}, "", true},
-		{"no tallyman", func(_ *testing.T, s *stage, p *play) { p.Env = []string{"PATH=/bin:/usr/bin", "TALLYMAN_BIN=/nonexistent"} }, "", false},
+		{"no tallyman", func(_ *testing.T, s *stage, p *play) {
+			p.Env = []string{"PATH=/bin:/usr/bin", "TALLYMAN_BIN=/nonexistent"}
+		}, "", false},
 		{"tallyman cannot be executed", func(t *testing.T, s *stage, p *play) {
 			path := filepath.Join(s.dir, "tallyman")
 			write(t, path, "\x7fELF damaged")
@@ -447,6 +449,47 @@ func TestHK03SomethingHangs(t *testing.T) {
 				return a != nil && a.CI.TrackingID == "github_b"
 			})
 		})
+	}
+}
+
+// A disk that answers again when the next job runs already: the late context neither
+// closes the next job's nor stays open beside it.
+func TestSealedTooLate(t *testing.T) {
+	s := newStage(t)
+	s.WorkerSleeps = lateAfter + time.Second
+	s.tool("job-started", jobEnv("RUNNER_TRACKING_ID=github_late")...)
+	s.WorkerSleeps = 0
+	s.tool("job-started", jobEnv("RUNNER_TRACKING_ID=github_next")...)
+	s.eventually("the late context is there", func() bool { return len(s.contexts()) == 2 })
+	all := s.contexts()
+	next, late := all[0], all[1]
+	if next.CI.TrackingID != "github_next" || !next.Open() {
+		t.Errorf("the next job's context is %+v, want it open", next)
+	}
+	if late.CI.TrackingID != "github_late" || late.Outcome != Superseded || !late.Ended.Equal(next.Started) {
+		t.Errorf("the late context is %+v, want it superseded when the next began", late)
+	}
+}
+
+// A clock that was set back between two jobs: the running one is the active one.
+func TestClockSetBack(t *testing.T) {
+	o, _ := here(t, &recorder{})
+	o.Now = func() time.Time { return t0 }
+	if err := JobStarted(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	o.Environ = append(jobEnv(), "RUNNER_TRACKING_ID=github_b")
+	o.Now = func() time.Time { return t0.Add(-24 * time.Hour) }
+	if err := JobStarted(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	store := o.Store()
+	a, err := store.Active()
+	if err != nil || a == nil || a.CI.TrackingID != "github_b" {
+		t.Errorf("active %+v (%v), want the second job", a, err)
+	}
+	if c, match, _ := store.Find("", t0.Add(-time.Hour)); match != MatchTime || c.CI.TrackingID != "github_b" {
+		t.Errorf("a record of now went to %+v by %q", c, match)
 	}
 }
 

@@ -45,23 +45,23 @@ func exit(code int) { syscall.Exit(code) }
 
 // setup is what the played processes are told, in the variable TALLYMAN_TEST.
 type setup struct {
-	RunDir, StateDir  string
-	Off               bool
-	OffFile           string
-	Canary            *float64
-	Summary           string
-	Markdown          string        // what the summary of a job is
-	MarkdownPanics    bool          //
-	NoWorker          bool          // the hook does its work itself
-	NoAgent           bool          // there is none to start
-	Worker            string        // another worker: "missing", "crash", "silent"
-	WorkerSleeps      time.Duration // before it begins
-	AgentHangs        bool          // the agent accepts and never answers
-	AgentFlush        time.Duration // how long a flush takes
-	Agent             []string      // another agent
-	Pins              []Pin
-	CompletedTimeout  time.Duration
-	ConnectPanics     bool
+	RunDir, StateDir string
+	Off              bool
+	OffFile          string
+	Canary           *float64
+	Summary          string
+	Markdown         string        // what the summary of a job is
+	MarkdownPanics   bool          //
+	NoWorker         bool          // the hook does its work itself
+	NoAgent          bool          // there is none to start
+	Worker           string        // another worker: "missing", "crash", "silent"
+	WorkerSleeps     time.Duration // before it begins
+	AgentHangs       bool          // the agent accepts and never answers
+	AgentFlush       time.Duration // how long a flush takes
+	Agent            []string      // another agent
+	Pins             []Pin
+	CompletedTimeout time.Duration
+	ConnectPanics    bool
 }
 
 func (s setup) env() string {

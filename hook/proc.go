@@ -82,12 +82,22 @@ func readStat(pid int) (procStat, error) {
 // startTime turns a start in clock ticks since boot into a time of day. User space
 // always sees 100 ticks a second (USER_HZ).
 func startTime(ticks uint64) (time.Time, bool) {
-	var ts unix.Timespec
-	if ticks == 0 || unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+	now := sinceBoot()
+	if ticks == 0 || now == 0 {
 		return time.Time{}, false
 	}
-	age := time.Duration(ts.Nano()) - time.Duration(ticks)*10*time.Millisecond
+	age := time.Duration(now) - time.Duration(ticks)*10*time.Millisecond
 	return time.Now().Add(-age), true
+}
+
+// sinceBoot is the time since boot in nanoseconds, suspended time included; 0 where
+// the kernel does not tell.
+func sinceBoot() int64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return ts.Nano()
 }
 
 func oomScoreAdj(pid int) *int {

@@ -352,6 +352,17 @@ func TestHK04HK05TheAgentIsDetached(t *testing.T) {
 	}
 }
 
+// A worker that outlives the hook is out of the runner's reach, too.
+func TestHK05TheWorkerIsDetached(t *testing.T) {
+	s := newStage(t)
+	s.WorkerSleeps, s.CompletedTimeout = 3*time.Second, 100*time.Millisecond
+	got := s.job(1, nil)
+	if got.Start.Held || got.End.Held || len(got.Orphans) != 0 {
+		t.Errorf("output held open: %v and %v, killed: %v", got.Start.Held, got.End.Held, got.Orphans)
+	}
+	s.eventually("the worker seals", func() bool { return len(s.contexts()) == 1 })
+}
+
 // The runner raises a hook's oom_score_adj to 500; the agent gets the runner's own.
 func TestTheAgentIsNoPreferredVictim(t *testing.T) {
 	s := newStage(t)

@@ -44,11 +44,14 @@ type Store struct {
 
 // Seal closes the open contexts of the same runner (as Superseded, at c.Started)
 // and of runners that are gone, writes c, and removes what is too old. It returns c as
-// stored: sealing the same job again returns its first context.
+// stored: sealing the same job again returns its first context. A context that has
+// ended already closes no other.
 func (s Store) Seal(c Context) (Context, error) {
 	c.Schema = contextVersion
 	c.Started = c.Started.UTC().Round(0)
-	c.Ended, c.Outcome = time.Time{}, ""
+	if c.Open() {
+		c.Outcome = ""
+	}
 	c.Key = c.baseKey()
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return c, fmt.Errorf("create the directory of job contexts: %w", err)
@@ -63,7 +66,10 @@ func (s Store) Seal(c Context) (Context, error) {
 		}
 	}
 	// The old ones first: should the new one fail, no record may go to them.
-	_, superseded := s.supersede(all, &c)
+	var superseded error
+	if c.Open() {
+		_, superseded = s.supersede(all, &c)
+	}
 	sealed, err := s.create(c)
 	if err == nil {
 		s.prune(all, c.Started)

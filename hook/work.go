@@ -15,9 +15,12 @@ const (
 	// workerLife ends a worker whose hook is gone long since.
 	workerLife = 10 * time.Second
 	// agentTimeout bounds one exchange with a running agent at a job's start.
-	agentTimeout = 150 * time.Millisecond
+	agentTimeout = 300 * time.Millisecond
 	// agentStart is what job-completed waits for an agent that it had to start.
 	agentStart = time.Second
+	// lateAfter is when a worker begins to doubt that its job still runs. Before that, a
+	// context that seems to have begun later shows a clock that was set back.
+	lateAfter = 2 * time.Second
 	// summaryShare is the part of job-completed's time kept for the summary.
 	summaryShare = 4
 )
@@ -33,7 +36,7 @@ func Work(ctx context.Context, in io.Reader, out io.Writer, o Options) error {
 		return fmt.Errorf("read the hook's request: %w", err)
 	}
 	restoreOOMScore(req.Runner.OOM)
-	ctx, cancel := context.WithTimeout(ctx, workerLife)
+	ctx, cancel := context.WithTimeout(ctx, max(workerLife, time.Until(req.Deadline)))
 	defer cancel()
 	rep := o.bounded(ctx, req)
 	if rep.Problem != "" {
@@ -92,13 +95,35 @@ func (o *Options) workStarted(ctx context.Context, req request) error {
 	if err := enrich(ctx, &c.CI, req.Roots, req.Runner, req.ServerURL); err != nil {
 		o.logger().Info("job id and name unknown", "error", err)
 	}
-	c, err := o.Store().Seal(c)
+	store := o.Store()
+	if sinceBoot()-req.Boot > int64(lateAfter) {
+		o.closeLate(store, &c)
+	}
+	c, err := store.Seal(c)
 	errs = append(errs, err)
+	if !c.Open() {
+		return errors.Join(errs...)
+	}
 	err = o.tell(ctx, func(ctx context.Context, a Agent) error { return a.JobStart(ctx, c) })
 	if errors.Is(err, errNoAgent) {
 		err = o.launchAgent()
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// closeLate ends a context that a disk held up until its job was over: the next job
+// of the runner has begun, or the runner is gone. Sealed open now, it would close the
+// next job's.
+func (o *Options) closeLate(store Store, c *Context) {
+	all, err := store.List()
+	if err != nil {
+		o.logger().Warn("job contexts", "error", err)
+	}
+	if next := all.after(c); next != nil {
+		c.Ended, c.Outcome = next.Started, Superseded
+	} else if c.RunnerGone() {
+		c.Ended, c.Outcome = o.now(), Abandoned
+	}
 }
 
 // errNoAgent means that nobody answers on the agent's socket.
