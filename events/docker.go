@@ -37,8 +37,7 @@ type daemon struct {
 	cli *client.Client
 	// stream carries the event stream. It goes through the client's dialer but not
 	// through client.Events, which decodes each event into maps with a
-	// json.Decoder: 6 to 8 us an event, three times of what all the rest costs
-	// (BenchmarkDecode; go run ./events/intakebench).
+	// json.Decoder: six to ten times of what decode.go takes (BenchmarkDecode).
 	stream *http.Transport
 }
 

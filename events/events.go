@@ -105,7 +105,7 @@ type timing struct {
 
 var defaultTiming = timing{
 	retryMin: 100 * time.Millisecond, retryMax: 2 * time.Second, refusedMax: 30 * time.Second,
-	stable: 5 * time.Second, settle: 2 * time.Second,
+	stable: 5 * time.Second, settle: 5 * time.Second,
 	idle: 20 * time.Second, probe: 10 * time.Second,
 	save: 200 * time.Millisecond, drain: time.Second,
 }

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // quick are waits for tests with a fake daemon.
 var quick = timing{
 	retryMin: 5 * time.Millisecond, retryMax: 20 * time.Millisecond, refusedMax: 40 * time.Millisecond,
-	stable: time.Second, settle: 150 * time.Millisecond,
+	stable: time.Second, settle: 300 * time.Millisecond,
 	idle: 100 * time.Millisecond, probe: 50 * time.Millisecond,
 	save: 10 * time.Millisecond, drain: 300 * time.Millisecond,
 }
@@ -749,7 +749,7 @@ func TestSlowOutAtTheEnd(t *testing.T) {
 	r := start(t, d, Options{StatePath: state}, func(r *running) { r.block = block })
 	subscribed(t, d)
 	d.Publish(m.next(600)...)
-	eventually(t, "queued events", func() bool { return r.s.Status().Queued > 0 })
+	eventually(t, "all of them read", func() bool { return r.s.Status().Queued >= 600-maxBatch })
 	time.AfterFunc(100*time.Millisecond, func() { close(block) })
 	if err := r.stop(); err != nil {
 		t.Error(err)

@@ -11,13 +11,21 @@ import (
 // beyond it they are merged.
 const maxQueuedLosses = 64
 
+// patience is how long a push to a full queue waits for the taker to come by, once
+// for each time it came. It lets a taker that is only busy keep up with a burst; a
+// taker that is stuck costs the reader one patience in all.
+const patience = 10 * time.Millisecond
+
 // queue stands between the goroutine that reads the daemon's stream and the one
-// that hands records on. The reader must never wait, because the daemon waits 100
-// ms for each event that a slow subscriber does not take, and every docker command
-// with it (moby, daemon/events and pkg/pubsub). So the queue is bounded, and when
-// it is full the oldest message is dropped and counted.
+// that hands records on. The reader must not wait for that one, because when a
+// subscriber's 1024 events are full the daemon waits 100 ms for each further one,
+// and every docker command with it (moby, daemon/events and pkg/pubsub). So the
+// queue is bounded, and when it is full the oldest message is dropped and counted.
 type queue struct {
 	max int // messages
+
+	// room holds a token when something was taken.
+	room chan struct{}
 
 	// wake holds a token when there is something to take.
 	wake chan struct{}
@@ -31,16 +39,20 @@ type queue struct {
 	losses  []record.Loss
 	after   cursor // where the cursor moves without an event
 	closed  bool
+	waited  bool // patience was spent since the last take
 }
 
 func newQueue(max int) *queue {
-	return &queue{max: max, wake: make(chan struct{}, 1)}
+	return &queue{max: max, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
-// push adds m without waiting. The taker is not woken: see ready.
+// push adds m. The taker is not woken, unless the queue is full: see ready.
 func (q *queue) push(m *message) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.n == q.max && !q.waited {
+		q.await()
+	}
 	if q.n == len(q.ring) && q.n < q.max {
 		q.grow()
 	}
@@ -56,6 +68,24 @@ func (q *queue) push(m *message) {
 	}
 	q.ring[(q.head+q.n)%len(q.ring)] = *m
 	q.n++
+}
+
+// await lets go of the lock until something is taken or patience ends.
+func (q *queue) await() {
+	q.waited = true
+	select {
+	case <-q.room: // of an earlier take
+	default:
+	}
+	q.mu.Unlock()
+	defer q.mu.Lock()
+	q.ready()
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	select {
+	case <-q.room:
+	case <-over.C:
+	}
 }
 
 func (q *queue) grow() {
@@ -136,6 +166,11 @@ func (q *queue) take(dst []message) (n int, losses []record.Loss, after cursor, 
 	if n > 0 {
 		q.head = (q.head + n) % len(q.ring)
 		q.n -= n
+		q.waited = false
+		select {
+		case q.room <- struct{}{}:
+		default:
+		}
 	}
 	return n, losses, after, q.closed && q.n == 0
 }
