@@ -33,7 +33,6 @@ type Config struct {
 	RunDir          string            // socket and spool; best on tmpfs
 	StateDir        string            // journal, contexts, cursors
 	Real            map[string]string // the real binary of a tool, where it is not <shim>.original
-	RecordArgv      bool              // keep the redacted command line
 	SpoolMaxBytes   int64             // a spool file at this size takes no more records
 	Canary          int64             // 0 to 100: the share of runners, by name, that record
 	Summary         string            // job summary: off, auto (only where docker was used) or always
@@ -84,7 +83,7 @@ func Keys() []Key {
 	}
 	dir := func(name, doc string, field func(*Config) *string) Key {
 		return Key{name, doc,
-			func(c *Config, _, v string) (err error) { *field(c), err = absolute(v); return err },
+			func(c *Config, _, v string) error { return assign(field(c))(absolute(v)) },
 			func(c *Config) string { return *field(c) }}
 	}
 	list := func(name, doc string, field func(*Config) *[]string) Key {
@@ -94,12 +93,12 @@ func Keys() []Key {
 	}
 	boolean := func(name, doc string, field func(*Config) *bool) Key {
 		return Key{name, doc,
-			func(c *Config, _, v string) (err error) { *field(c), err = parseBool(v); return err },
+			func(c *Config, _, v string) error { return assign(field(c))(parseBool(v)) },
 			func(c *Config) string { return strconv.FormatBool(*field(c)) }}
 	}
 	number := func(name, doc string, max int64, field func(*Config) *int64) Key {
 		return Key{name, doc,
-			func(c *Config, _, v string) (err error) { *field(c), err = parseSize(v, max); return err },
+			func(c *Config, _, v string) error { return assign(field(c))(parseSize(v, max)) },
 			func(c *Config) string { return formatSize(*field(c)) }}
 	}
 	return []Key{
@@ -120,7 +119,6 @@ func Keys() []Key {
 				return nil
 			},
 			func(*Config) string { return "" }},
-		boolean("record_argv", "`true` keeps the redacted command line of each invocation.", func(c *Config) *bool { return &c.RecordArgv }),
 		number("spool_max_bytes", "Size at which a spool file takes no more records while no agent empties it.", 1<<50, func(c *Config) *int64 { return &c.SpoolMaxBytes }),
 		number("canary", "Percentage of runners, chosen by a hash of the runner's name, that record at all.", 100, func(c *Config) *int64 { return &c.Canary }),
 		{"summary", "Job summary: `off`, `auto` (only where docker was used) or `always`.",
@@ -152,6 +150,16 @@ func Keys() []Key {
 				return nil
 			},
 			func(c *Config) string { return c.SegmentMaxAge.String() }},
+	}
+}
+
+// assign sets a field where its value could be read, and leaves it where not.
+func assign[T any](field *T) func(T, error) error {
+	return func(v T, err error) error {
+		if err == nil {
+			*field = v
+		}
+		return err
 	}
 }
 

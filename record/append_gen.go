@@ -250,10 +250,6 @@ func appendInvocation(dst []byte, v *Invocation) []byte {
 		dst = appendKey(dst, "\"argc\":")
 		dst = appendInt(dst, v.Argc)
 	}
-	if len(v.Argv) != 0 {
-		dst = appendKey(dst, "\"argv\":")
-		dst = appendStrings(dst, v.Argv)
-	}
 	if v.PID != 0 {
 		dst = appendKey(dst, "\"pid\":")
 		dst = appendInt(dst, v.PID)

@@ -193,8 +193,6 @@ type Invocation struct {
 	Target string `json:"target,omitempty"`
 	// Argc is the number of arguments, the tool's own name included.
 	Argc int64 `json:"argc,omitempty"`
-	// Argv is the redacted command line, kept only where the root-owned configuration asks for it.
-	Argv []string `json:"argv,omitempty"`
 	// PID is the process id, which docker keeps.
 	PID int64 `json:"pid,omitempty"`
 	// PPID is the process id of the caller.

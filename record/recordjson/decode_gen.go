@@ -191,7 +191,7 @@ func (d *decoder) objectHost(v *record.Host) {
 	})
 }
 
-var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argc", "argv", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
+var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
 
 func (d *decoder) objectInvocation(v *record.Invocation) {
 	d.object(&v.Unknown, knownInvocation, func(key string) bool {
@@ -212,9 +212,6 @@ func (d *decoder) objectInvocation(v *record.Invocation) {
 			v.Target = d.string()
 		case "argc":
 			v.Argc = d.int()
-		case "argv":
-			v.Argv = nil
-			d.array(func() { v.Argv = append(v.Argv, d.string()) })
 		case "pid":
 			v.PID = d.int()
 		case "ppid":
