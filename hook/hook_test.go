@@ -250,6 +250,21 @@ func TestSwitchedOff(t *testing.T) {
 	}
 }
 
+// The shims of all users look for the marker.
+func TestOffMarkerIsSeenByAll(t *testing.T) {
+	s := newStage(t)
+	s.Off = true
+	if err := os.Remove(s.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	s.tool("job-started", jobEnv()...)
+	for path, want := range map[string]fs.FileMode{s.RunDir: 0o755, filepath.Join(s.RunDir, "off"): 0o644} {
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != want {
+			t.Errorf("%s: %v, mode %v, want %v", path, err, fi.Mode().Perm(), want)
+		}
+	}
+}
+
 // Switched off while a job runs: its end still ends it.
 func TestSwitchedOffDuringAJob(t *testing.T) {
 	var a recorder

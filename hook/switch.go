@@ -59,8 +59,15 @@ func inCanary(name string, percent float64) bool {
 func (o *Options) offMarker() string { return filepath.Join(o.RunDir, "off") }
 
 func (o *Options) writeOffMarker(reason string) error {
-	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
-		return fmt.Errorf("create the run directory: %w", err)
+	if _, err := os.Lstat(o.RunDir); errors.Is(err, fs.ErrNotExist) {
+		// The shim of every user must see the marker, whatever the umask is.
+		err := os.MkdirAll(o.RunDir, 0o755)
+		if err == nil {
+			err = os.Chmod(o.RunDir, 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("create the run directory: %w", err)
+		}
 	}
 	// O_EXCL: whatever stands there already, a link included, says off as well.
 	f, err := os.OpenFile(o.offMarker(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -72,7 +79,7 @@ func (o *Options) writeOffMarker(reason string) error {
 	}
 	// The marker's being there is the message; its text is for people.
 	_, _ = f.WriteString("off: " + reason + "\n")
-	return f.Close()
+	return errors.Join(f.Chmod(0o644), f.Close())
 }
 
 func (o *Options) removeOffMarker() error {

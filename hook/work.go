@@ -219,14 +219,18 @@ func (o *Options) endAndFlush(ctx context.Context, c *Context, start bool) error
 func (o *Options) await(ctx context.Context) (Agent, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentStart)
 	defer cancel()
+	var why error
 	for {
 		a, err := o.connect(ctx)
 		if err == nil {
 			return a, nil
 		}
+		if ctx.Err() == nil {
+			why = err // a later one only tells of the time
+		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return nil, why
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
