@@ -54,6 +54,9 @@ func (x *examination) folder(name, path, does string) bool {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		parent := filepath.Dir(path)
+		for parent != "/" && !fileExists(parent) {
+			parent = filepath.Dir(parent)
+		}
 		if unix.Faccessat(unix.AT_FDCWD, parent, unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil {
 			x.add(Warn, name, path+" is not there yet; the agent makes it when it starts", "nothing, if no job has run yet")
 		} else {

@@ -61,6 +61,11 @@ type Input struct {
 	Environ []string
 	// ConfigPath is the configuration file; "" looks beside the shim, then at config.DefaultPath.
 	ConfigPath string
+	// AgentConfig is the file that the agent would read where ConfigPath is empty; ""
+	// where that is the shim's too.
+	AgentConfig string
+	// RunDir and StateDir override the configuration's where they are not empty.
+	RunDir, StateDir string
 	// OffPath is the kill switch; "" is config.OffPath.
 	OffPath string
 	// Proc is where procfs is mounted, "" is /proc.
@@ -115,6 +120,12 @@ func Run(ctx context.Context, in Input) *Report {
 	x.defaults()
 	x.shims() // first: the configuration may lie beside the shim
 	x.configuration()
+	if in.RunDir != "" {
+		x.cfg.RunDir = in.RunDir
+	}
+	if in.StateDir != "" {
+		x.cfg.StateDir = in.StateDir
+	}
 	x.realBinary()
 	x.switches()
 	x.hooks()
@@ -125,7 +136,7 @@ func Run(ctx context.Context, in Input) *Report {
 	x.agent(ctx)
 	x.daemon(ctx)
 	x.kernel()
-	x.metrics()
+	x.metrics(ctx)
 	x.sinks()
 	x.clock()
 	r := &Report{Schema: 1, Checks: x.checks}
@@ -218,25 +229,19 @@ func (r *Report) Terminal(w io.Writer) error {
 
 // JSON writes the report as one indented JSON object.
 func (r *Report) JSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(r.safe())
-}
-
-// safe is the report without a character that a terminal acts on; encoding/json
-// leaves DEL and the C1 controls as they are.
-func (r *Report) safe() *Report {
-	c := *r
-	c.Checks = make([]Check, len(r.Checks))
-	for i, k := range r.Checks {
-		c.Checks[i] = Check{Name: k.Name, Result: k.Result, Finding: report.Safe(k.Finding), Do: report.Safe(k.Do)}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the findings: %w", err)
 	}
-	return &c
+	_, err = w.Write(append(report.SafeJSON(data), '\n'))
+	return err
 }
 
-// nearest returns the known word that text most likely meant, or "".
-func nearest(text string, known []string) string {
+// Nearest returns the known word that text most likely meant, or "".
+func Nearest(text string, known []string) string {
+	if len(text) < 3 {
+		return "" // nearly everything is as near
+	}
 	best, bestDistance := "", 1+len(text)/3
 	for _, k := range known {
 		if d := distance(text, k); d <= bestDistance {

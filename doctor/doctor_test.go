@@ -268,6 +268,11 @@ func TestFaults(t *testing.T) {
 		{"a bad value", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "summary = sometimes") },
 			"configuration", doctor.Warn, "want off, auto or always", "correct"},
 
+		{"shim and agent read different files", func(t *testing.T, root string, in *doctor.Input) {
+			in.ConfigPath, in.AgentConfig = "", "/etc/tallyman/other.conf"
+			must(t, os.Rename(root+"/tallyman.conf", root+"/bin/tallyman.conf"))
+		}, "one configuration", doctor.Warn, "/bin/tallyman.conf, but the agent and the hooks read /etc/tallyman/other.conf", "one file"},
+
 		{"recording is disabled", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "enabled = false") },
 			"switch", doctor.Warn, "enabled = false", "remove the line"},
 		{"the kill switch is set", func(t *testing.T, root string, in *doctor.Input) {
@@ -453,7 +458,11 @@ func TestFaults(t *testing.T) {
 			setenv(in, "DD_DOGSTATSD_PORT", fmt.Sprint(closedUDPPort(t)))
 		}, "metrics", doctor.Warn, "connection refused", "Datadog agent"},
 		{"a DogStatsD address of another kind", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "statsd = http://127.0.0.1") },
-			"metrics", doctor.Fail, "is no DogStatsD address", "host:port"},
+			"metrics", doctor.Fail, "scheme \"http\" is none of udp", "statsd"},
+		{"a DogStatsD URL that cannot be used", func(t *testing.T, root string, in *doctor.Input) { setenv(in, "DD_DOGSTATSD_URL", "http://x") },
+			"metrics", doctor.Fail, "DD_DOGSTATSD_URL=http://x is no DogStatsD address", "udp://"},
+		{"a tag that there is none of", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "statsd_tags = colour") },
+			"metrics", doctor.Fail, "colour", "statsd_tags"},
 		{"metrics are off", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "statsd = off") },
 			"metrics", doctor.OK, "off", ""},
 		{"a sink of an unknown kind", func(t *testing.T, root string, in *doctor.Input) {

@@ -184,6 +184,7 @@ func (x *examination) configuration() {
 			x.cfg = cfg
 			x.keys(name, path, problems)
 		}
+		x.sameConfiguration(path)
 		return
 	}
 	if x.in.ConfigPath != "" {
@@ -191,6 +192,16 @@ func (x *examination) configuration() {
 		return
 	}
 	x.ok(name, "no file at %s; the defaults hold", config.DefaultPath)
+	x.sameConfiguration(config.DefaultPath)
+}
+
+// sameConfiguration checks that shim and agent read one file: each looks beside
+// itself first.
+func (x *examination) sameConfiguration(shims string) {
+	if agents := x.in.AgentConfig; x.in.ConfigPath == "" && agents != "" && agents != shims && !sameFile(agents, shims) {
+		x.add(Warn, "one configuration", "the shim reads "+shims+", but the agent and the hooks read "+agents,
+			"keep one file at "+config.DefaultPath+", or put shim, tallyman and "+config.FileName+" into one folder")
+	}
 }
 
 func (x *examination) keys(name, path string, problems []config.Problem) {
@@ -209,7 +220,7 @@ func (x *examination) keys(name, path string, problems []config.Problem) {
 	var said []string
 	for _, p := range problems {
 		text := fmt.Sprintf("line %d, %s: %s", p.Line, p.Key, p.Text)
-		if near := nearest(p.Key, known); near != "" && !slices.Contains(known, p.Key) {
+		if near := Nearest(p.Key, known); near != "" && !slices.Contains(known, p.Key) {
 			text += " (did you mean " + near + "?)"
 		}
 		said = append(said, text)

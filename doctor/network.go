@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/metrics"
 )
 
 func (x *examination) agent(ctx context.Context) {
@@ -148,56 +151,62 @@ func askDaemon(ctx context.Context, host string) (DaemonState, error) {
 	return state, nil
 }
 
-// metrics checks the DogStatsD address in the order in which the agent looks for it.
-func (x *examination) metrics() {
+// metrics checks the DogStatsD address that the agent finds.
+func (x *examination) metrics(ctx context.Context) {
 	const name = "metrics"
-	addr, from := x.cfg.Statsd, "statsd in the configuration"
-	switch {
-	case addr == "off":
-		x.ok(name, "off (statsd = off)")
-		return
-	case addr != "":
-	case x.env["DD_DOGSTATSD_URL"] != "":
-		addr, from = x.env["DD_DOGSTATSD_URL"], "DD_DOGSTATSD_URL"
-	case x.env["DD_AGENT_HOST"] != "":
-		port := x.env["DD_DOGSTATSD_PORT"]
-		if port == "" {
-			port = "8125"
-		}
-		addr, from = net.JoinHostPort(strings.Trim(x.env["DD_AGENT_HOST"], "[]"), port), "DD_AGENT_HOST"
-	default:
-		x.add(Warn, name, "no DogStatsD address: no metrics are sent", "set DD_AGENT_HOST or DD_DOGSTATSD_URL in the runner's environment, or statsd in the configuration (statsd = off where none is wanted)")
+	e, err := metrics.New(metrics.Options{
+		Addr: x.cfg.Statsd, EventTags: x.cfg.StatsdTags, Logger: slog.New(slog.DiscardHandler),
+		Getenv: func(k string) string { return x.env[k] },
+	})
+	if err != nil {
+		x.add(Fail, name, err.Error()+": the agent does not start with it", "correct statsd and statsd_tags in the configuration")
 		return
 	}
-	scheme, rest, hasScheme := strings.Cut(addr, "://")
-	if !hasScheme {
-		scheme, rest = "udp", addr
+	addr, from := e.Address()
+	ctx, cancel := context.WithTimeout(ctx, x.in.Timeout)
+	defer cancel()
+	if err := e.Close(ctx); err != nil {
+		x.add(Warn, name, fmt.Sprintf("DogStatsD at %s (%s): %v", addr, from, err), "is the Datadog agent up?")
+		return
 	}
-	switch scheme {
-	case "unix", "unixgram", "unixstream":
-		network := "unixgram"
-		if scheme == "unixstream" {
-			network = "unix"
-		}
-		c, err := net.DialTimeout(network, rest, x.in.Timeout)
-		if scheme == "unix" && errors.Is(err, unix.EPROTOTYPE) { // datadog-go tries a stream next
-			c, err = net.DialTimeout("unix", rest, x.in.Timeout)
-		}
-		if err != nil {
-			x.add(Warn, name, fmt.Sprintf("no DogStatsD at %s (%s): %v", addr, from, err), "is the Datadog agent up, and its socket's folder mounted here?")
+	for _, v := range []string{"DD_DOGSTATSD_URL", "DD_AGENT_HOST"} {
+		if x.cfg.Statsd == "" && x.env[v] != "" && addr == "" {
+			x.add(Fail, name, v+"="+x.env[v]+" is no DogStatsD address: no metrics are sent", "use udp://host:port or unix:///path, or a host in DD_AGENT_HOST")
 			return
 		}
-		c.Close()
-		x.ok(name, "DogStatsD at %s (%s)", addr, from)
-	case "udp":
-		if err := knockUDP(rest, x.in.Timeout); err != nil {
-			x.add(Warn, name, fmt.Sprintf("no DogStatsD at %s (%s): %v", addr, from, err), "is the Datadog agent up, with dogstatsd_non_local_traffic and its port 8125 open?")
+	}
+	switch {
+	case x.cfg.Statsd == "off":
+		x.ok(name, "off (statsd = off)")
+		return
+	case addr == "":
+		x.add(Warn, name, "no DogStatsD address ("+from+"): no metrics are sent",
+			"set DD_AGENT_HOST or DD_DOGSTATSD_URL in the runner's environment, or statsd in the configuration (statsd = off where none is wanted)")
+		return
+	}
+	scheme, path, isURL := strings.Cut(addr, "://")
+	if !isURL {
+		if err := knockUDP(addr, x.in.Timeout); err != nil {
+			x.add(Warn, name, fmt.Sprintf("no DogStatsD at %s (%s): %v", addr, from, err), "is the Datadog agent up, with dogstatsd_non_local_traffic and its port open?")
 			return
 		}
 		x.ok(name, "metrics go to %s (%s); UDP does not tell whether somebody listens on another host", addr, from)
-	default:
-		x.add(Fail, name, addr+" ("+from+") is no DogStatsD address", "use host:port, udp://host:port or unix:///path")
+		return
 	}
+	network := "unixgram"
+	if scheme == "unixstream" {
+		network = "unix"
+	}
+	c, err := net.DialTimeout(network, path, x.in.Timeout)
+	if scheme == "unix" && errors.Is(err, unix.EPROTOTYPE) { // the client tries a stream next
+		c, err = net.DialTimeout("unix", path, x.in.Timeout)
+	}
+	if err != nil {
+		x.add(Warn, name, fmt.Sprintf("no DogStatsD at %s (%s): %v", addr, from, err), "is the Datadog agent up, and its socket's folder mounted here?")
+		return
+	}
+	c.Close()
+	x.ok(name, "DogStatsD at %s (%s)", addr, from)
 }
 
 // knockUDP sends two empty datagrams, which are no metric: on the same host the

@@ -7,11 +7,11 @@ import (
 	"unicode/utf8"
 )
 
-// escapeJSON replaces characters that are not plainly visible by \u escapes.
-// encoding/json leaves DEL, the C1 controls (0x9b starts a terminal's control
-// sequence) and direction marks as they are. Beyond ASCII a JSON text has
-// characters in strings only, where an escape means the same.
-func escapeJSON(data []byte) []byte {
+// SafeJSON returns a JSON text with \u escapes for all characters that are not
+// plainly visible. encoding/json leaves DEL, the C1 controls (0x9b starts a
+// terminal's control sequence) and direction marks as they are. Beyond ASCII a
+// JSON text has characters in strings only, where an escape means the same.
+func SafeJSON(data []byte) []byte {
 	out := make([]byte, 0, len(data))
 	for i := 0; i < len(data); {
 		if c := data[i]; c < utf8.RuneSelf && c != 0x7f {

@@ -78,14 +78,8 @@ type Source interface {
 // sources is of no account: duplicates are removed over all of them, and an end
 // finds its call wherever it stands.
 func Build(ctx context.Context, sources []Source, o Options) (*Report, error) {
-	for _, k := range o.Filter.Kinds {
-		if !slices.Contains(Kinds(), k) {
-			return nil, fmt.Errorf("%w: %q (there are %s)", ErrUnknownKind, k, kindList())
-		}
-	}
-	if !o.From.IsZero() && !o.To.IsZero() && !o.From.Before(o.To) {
-		return nil, fmt.Errorf("the time range is empty: it starts at %s and ends at %s",
-			o.From.Format(time.RFC3339), o.To.Format(time.RFC3339))
+	if err := o.Check(); err != nil {
+		return nil, err
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -116,6 +110,20 @@ func Build(ctx context.Context, sources []Source, o Options) (*Report, error) {
 	r.Sources = names
 	r.From, r.To, r.Filter = o.From, o.To, o.Filter
 	return r, nil
+}
+
+// Check says whether the options make sense, as Build does before it reads.
+func (o *Options) Check() error {
+	for _, k := range o.Filter.Kinds {
+		if !slices.Contains(Kinds(), k) {
+			return fmt.Errorf("%w: %q (there are %s)", ErrUnknownKind, k, kindList())
+		}
+	}
+	if !o.From.IsZero() && !o.To.IsZero() && !o.From.Before(o.To) {
+		return fmt.Errorf("the time range is empty: it starts at %s and ends at %s",
+			o.From.Format(time.RFC3339), o.To.Format(time.RFC3339))
+	}
+	return nil
 }
 
 func kindList() string {

@@ -106,13 +106,18 @@ func rowCells(widths []int) int {
 	return sum
 }
 
-// shrink takes columns from the widest names until a row fits the terminal; a name
-// keeps ten at least, and the line wraps where that is not enough.
+// shrink takes columns from the widest names until a row fits the terminal. The
+// first name, which says what the row is about, keeps 28 at least, the others ten;
+// the line wraps where that is not enough.
 func shrink(widths []int, columns []column, room int) {
 	for rowCells(widths) > room {
 		widest := -1
 		for i, w := range widths {
-			if !columns[i].number && !columns[i].plain && w > 10 && (widest < 0 || w > widths[widest]) {
+			least := 10
+			if i == 0 {
+				least = 28
+			}
+			if !columns[i].number && !columns[i].plain && w > least && (widest < 0 || w > widths[widest]) {
 				widest = i
 			}
 		}
@@ -192,6 +197,6 @@ func (r *Report) JSON(w io.Writer) error {
 	if err := e.Encode(r); err != nil {
 		return fmt.Errorf("encode the report: %w", err)
 	}
-	_, err := w.Write(escapeJSON(buf.Bytes()))
+	_, err := w.Write(SafeJSON(buf.Bytes()))
 	return err
 }

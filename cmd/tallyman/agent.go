@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/tallyman-ci/tallyman/agent"
+	"github.com/tallyman-ci/tallyman/hook"
+)
+
+// maxLog bounds the agent's log: a longer one is put aside at the next start.
+const maxLog = 1 << 20
+
+func logFlags() []cli.Flag {
+	const category = "Log"
+	return []cli.Flag{
+		&cli.StringFlag{Name: "log", Category: category, EnvVars: []string{"TALLYMAN_LOG"}, TakesFile: true,
+			Usage: "append the log to `FILE` in place of stderr"},
+		&cli.StringFlag{Name: "log-level", Category: category, EnvVars: []string{"TALLYMAN_LOG_LEVEL"}, Value: "info",
+			Usage: "log what is at least as grave as `LEVEL`: debug, info, warn or error"},
+	}
+}
+
+func (p *program) agentCommand() *cli.Command {
+	return &cli.Command{
+		Name: "agent", Category: forRunner, Usage: "receive calls and events, keep the journal and feed the sinks",
+		Description: `The job-started hook starts it for each job; on a machine without hooks it runs as
+a service. It ends on SIGTERM, after a flush. One agent runs at a time.
+
+Examples:
+  tallyman agent
+  tallyman agent --no-events --log-level debug`,
+		Flags: append(append([]cli.Flag{
+			&cli.BoolFlag{Name: "no-events", EnvVars: []string{"TALLYMAN_NO_EVENTS"}, Usage: "leave the Docker daemon's events alone"},
+			&cli.BoolFlag{Name: "exit-on-job-end", EnvVars: []string{"TALLYMAN_EXIT_ON_JOB_END"}, Usage: "end after the job that it was started for"},
+			&cli.DurationFlag{Name: "flush-timeout", EnvVars: []string{"TALLYMAN_FLUSH_TIMEOUT"}, Value: 5 * time.Second,
+				Usage: "at the end, wait for the sinks at most this `LONG`"},
+		}, logFlags()...), placeFlags()...),
+		Action: p.agent,
+	}
+}
+
+func (p *program) agent(c *cli.Context) error {
+	cfg, err := p.loadConfig(c)
+	if err != nil {
+		return err
+	}
+	log, done, err := p.logger(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	v, _ := versionOf()
+	host := hook.HostFromEnvironment(p.environ)
+	store := hook.Options{StateDir: cfg.StateDir}
+	err = agent.New(agent.Options{
+		Config: cfg, Store: store.Store(), Host: host, Version: v,
+		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), FlushTimeout: c.Duration("flush-timeout"), Logger: log,
+	}).Run(c.Context)
+	if errors.Is(err, agent.ErrRunning) {
+		// Whoever started this one wanted an agent to run, and one does.
+		fmt.Fprintf(p.stderr, "tallyman: %v; this one ends (tallyman status tells of the other)\n", err)
+		return nil
+	}
+	if err != nil {
+		log.Error("agent", "error", err)
+	}
+	return err
+}
+
+// logger is the log of a command that runs for long.
+func (p *program) logger(c *cli.Context) (log *slog.Logger, done func(), err error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+		return nil, nil, badUsage(c, "--log-level %q: use debug, info, warn or error", c.String("log-level"))
+	}
+	w, done := p.stderr, func() {}
+	if path := c.String("log"); path != "" {
+		f, err := openLog(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		w, done = io.Writer(f), func() { f.Close() }
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), done, nil
+}
+
+func openLog(path string) (*os.File, error) {
+	if st, err := os.Lstat(path); err == nil && st.Size() > maxLog {
+		if err := os.Rename(path, path+".1"); err != nil {
+			return nil, fmt.Errorf("put the full log aside: %w", err)
+		}
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w (name another one with --log)", err)
+	}
+	return f, nil
+}

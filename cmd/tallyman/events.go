@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/tallyman-ci/tallyman/events"
+	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/metrics"
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/report"
+	"github.com/tallyman-ci/tallyman/sinks"
+)
+
+func (p *program) eventsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "events", Category: forRunner, Usage: "stream the Docker daemon's events alone, on any machine, to sinks and DogStatsD",
+		Description: `Needs no hook, no shim and no agent. It waits for a daemon that is not up,
+reconnects, and says which events were missed. It ends on SIGTERM, after a flush.
+
+Examples:
+  tallyman events | jq -c .event
+  tallyman events --state-dir /var/lib/tallyman-events --sink file:///var/log/docker-events.jsonl
+  tallyman events --sink stdout: --statsd unix:///var/run/datadog/dsd.socket`,
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "host", EnvVars: []string{"TALLYMAN_DOCKER_HOST"},
+				Usage: "`ADDRESS` of the daemon (unix:// or tcp://); without it docker_host of the configuration, DOCKER_HOST, or the default socket"},
+			&cli.StringSliceFlag{Name: "sink", EnvVars: []string{"TALLYMAN_SINKS"}, DefaultText: "stdout:",
+				Usage: "write the events to the sink of this `URL`; may be repeated"},
+			&cli.StringFlag{Name: "statsd", EnvVars: []string{"TALLYMAN_STATSD"},
+				Usage: "`ADDRESS` of DogStatsD, or off; without it statsd of the configuration, then DD_DOGSTATSD_URL or DD_AGENT_HOST"},
+			&cli.StringSliceFlag{Name: "label", EnvVars: []string{"TALLYMAN_EVENT_LABELS"},
+				Usage: "keep the container and image label of this `NAME`; may be repeated"},
+			&cli.StringFlag{Name: "since", EnvVars: []string{"TALLYMAN_EVENTS_SINCE"},
+				Usage: "begin at this `TIME` (10m, 2h, RFC 3339), as far as the daemon's 256 kept events reach back"},
+			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"TALLYMAN_EVENTS_STATE_DIR"}, TakesFile: true,
+				Usage: "keep cursors and what is not delivered in `FOLDER`, and go on there after a restart; without it nothing is remembered"},
+			&cli.StringFlag{Name: "config", EnvVars: []string{"TALLYMAN_CONFIG"}, TakesFile: true, Usage: "read the configuration from `FILE`"},
+		}, logFlags()...),
+		Action: p.events,
+	}
+}
+
+func (p *program) events(c *cli.Context) (err error) {
+	cfg, err := p.loadEventsConfig(c)
+	if err != nil {
+		return err
+	}
+	log, done, err := p.logger(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	since, err := report.ParseTime(c.String("since"), time.Now())
+	if err != nil {
+		return badUsage(c, "--since: %v", err)
+	}
+	state := c.String("state-dir")
+	if state == "" {
+		if state, err = os.MkdirTemp("", "tallyman-events-"); err != nil {
+			return fmt.Errorf("make a folder for what is not delivered: %w", err)
+		}
+		defer os.RemoveAll(state)
+	}
+	ctx, stop := context.WithCancel(c.Context)
+	defer stop()
+	s := &eventStream{log: log, host: hook.HostFromEnvironment(p.environ), stop: stop}
+	if err := s.open(ctx, state, cfg); err != nil {
+		return errors.Join(err, s.close())
+	}
+	streamer := events.New(events.Options{
+		Host: cfg.host, StatePath: filepath.Join(state, "events.json"), Since: since, Labels: cfg.labels, Logger: log,
+	})
+	return errors.Join(s.run(ctx, streamer), s.close())
+}
+
+// eventsConfig is what the command takes from flags, else from the configuration.
+type eventsConfig struct {
+	host, statsd  string
+	sinks, labels []string
+	statsdTags    []string
+	segment, size int64
+}
+
+func (p *program) loadEventsConfig(c *cli.Context) (eventsConfig, error) {
+	cfg, err := p.loadConfig(c)
+	if err != nil {
+		return eventsConfig{}, err
+	}
+	e := eventsConfig{
+		host: cfg.DockerHost, statsd: cfg.Statsd, labels: cfg.EventLabels, statsdTags: cfg.StatsdTags,
+		segment: cfg.SegmentMaxBytes, size: cfg.JournalMaxBytes, sinks: []string{"stdout:"},
+	}
+	for flag, field := range map[string]*string{"host": &e.host, "statsd": &e.statsd} {
+		if c.IsSet(flag) {
+			*field = c.String(flag)
+		}
+	}
+	for flag, field := range map[string]*[]string{"sink": &e.sinks, "label": &e.labels} {
+		if c.IsSet(flag) {
+			// From a variable they come in one text, apart by spaces as in the configuration.
+			*field = strings.Fields(strings.Join(c.StringSlice(flag), " "))
+		}
+	}
+	return e, nil
+}
+
+// eventStream carries events to a journal and from there to the sinks, so that a
+// slow sink neither delays another one nor the daemon.
+type eventStream struct {
+	log     *slog.Logger
+	host    record.Host
+	stop    func() // ends the stream
+	journal *journal.Journal
+	metrics *metrics.Emitter
+	pumps   []pump
+
+	opened bool
+	early  []record.Loss // found while opening, to be journaled after it
+}
+
+// pump delivers to one sink.
+type pump struct {
+	*sinks.Pump
+	sink *endsWithReader
+}
+
+// endsWithReader is a sink that ends the stream when nobody reads its pipe any
+// more: `tallyman events | head` must end with head, and not retry for ever.
+type endsWithReader struct {
+	sinks.Sink
+	stop func()
+	gone atomic.Bool
+}
+
+func (s *endsWithReader) Write(ctx context.Context, batch []sinks.Entry) error {
+	err := s.Sink.Write(ctx, batch)
+	if errors.Is(err, syscall.EPIPE) {
+		s.gone.Store(true)
+		s.stop()
+	}
+	return err
+}
+
+const (
+	syncEvery    = 200 * time.Millisecond // bounds what a power cut costs
+	flushTimeout = 5 * time.Second        // for the sinks, at the end
+)
+
+func (s *eventStream) open(ctx context.Context, state string, cfg eventsConfig) (err error) {
+	if err := os.MkdirAll(state, 0o755); err != nil {
+		return fmt.Errorf("make the state folder: %w (name another one with --state-dir)", err)
+	}
+	s.journal, err = journal.Open(filepath.Join(state, "journal"), journal.Options{MaxSegmentBytes: cfg.segment, MaxBytes: cfg.size, OnLoss: s.loss, Logger: s.log})
+	if errors.Is(err, journal.ErrLocked) {
+		return fmt.Errorf("another process streams into %s: %w", state, err)
+	}
+	if err != nil {
+		return fmt.Errorf("open the journal: %w", err)
+	}
+	for _, raw := range cfg.sinks {
+		target, err := sinks.Parse(raw)
+		if err != nil {
+			return err
+		}
+		sink, err := target.Open(ctx)
+		if err != nil {
+			return err
+		}
+		o := target.Pump
+		o.CursorDir, o.QuarantineDir = filepath.Join(state, "journal", "cursors"), filepath.Join(state, "journal", "quarantine")
+		o.OnLoss, o.Logger = s.loss, s.log
+		watched := &endsWithReader{Sink: sink, stop: s.stop}
+		p, err := sinks.NewPump(s.journal, watched, o)
+		if err != nil {
+			return errors.Join(err, sink.Close(ctx))
+		}
+		s.pumps = append(s.pumps, pump{p, watched})
+	}
+	if s.metrics, err = metrics.New(metrics.Options{Addr: cfg.statsd, EventTags: cfg.statsdTags, Logger: s.log}); err != nil {
+		return fmt.Errorf("open DogStatsD: %w", err)
+	}
+	s.opened = true
+	for _, l := range s.early {
+		s.loss(l)
+	}
+	return nil
+}
+
+// run streams until ctx ends, then flushes.
+func (s *eventStream) run(ctx context.Context, streamer *events.Streamer) error {
+	pumping, stopPumps := context.WithCancel(context.WithoutCancel(ctx))
+	var work sync.WaitGroup
+	for _, p := range s.pumps {
+		work.Go(func() {
+			if err := p.Run(pumping); err != nil {
+				s.log.Error("sink", "error", err)
+			}
+		})
+	}
+	work.Go(func() { s.syncUntil(pumping) })
+	err := streamer.Run(ctx, s.take)
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	for _, p := range s.pumps {
+		if !p.sink.gone.Load() {
+			err = errors.Join(err, p.Flush(flush))
+		}
+	}
+	stopPumps()
+	work.Wait()
+	return err
+}
+
+func (s *eventStream) syncUntil(ctx context.Context) {
+	t := time.NewTicker(syncEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if err := s.journal.Sync(); err != nil {
+				s.log.Error("sync the journal", "error", err)
+			}
+		}
+	}
+}
+
+// take journals a batch of events. There is no job here to find.
+func (s *eventStream) take(batch []*record.Record) error {
+	var lines []byte
+	for _, r := range batch {
+		r.Host, r.OutsideJob = &s.host, true
+		lines = record.Append(lines, r)
+	}
+	if err := s.journal.Append(lines); err != nil {
+		return fmt.Errorf("journal events: %w", err)
+	}
+	for _, r := range batch {
+		s.metrics.Observe(r)
+	}
+	return nil
+}
+
+// loss journals what the journal and the sinks say is missing.
+func (s *eventStream) loss(l record.Loss) {
+	if !s.opened { // the first append comes after the last cursor was opened
+		s.early = append(s.early, l)
+		return
+	}
+	now := time.Now().UTC()
+	r := record.Record{ID: record.NewID(now), TS: now, Kind: record.KindLoss, Schema: record.SchemaVersion, By: record.ByNone, OutsideJob: true, Host: &s.host, Loss: &l}
+	s.log.Warn("records lost", "cause", l.Cause, "count", l.Count, "source", l.Source)
+	if err := s.journal.Append(record.Append(nil, &r)); err != nil {
+		s.log.Error("journal a loss", "error", err)
+	}
+}
+
+func (s *eventStream) close() error {
+	var errs []error
+	if s.metrics != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := s.metrics.Close(ctx); err != nil {
+			s.log.Warn("metrics were left behind", "error", err)
+		}
+	}
+	if s.journal != nil {
+		errs = append(errs, s.journal.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,81 @@
+// Command tallyman keeps the account of docker calls on a runner and answers from
+// it: the agent, the hooks of the runner, and the questions.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/tallyman-ci/tallyman/report"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
+	code := p.run(ctx, os.Args)
+	stop()
+	os.Exit(code)
+}
+
+// program is what the commands share with the outside.
+type program struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	environ        []string
+}
+
+// run runs one command line and returns its exit code.
+func (p *program) run(ctx context.Context, args []string) int {
+	// The runner fails a job whose hook does not exit 0, whatever went wrong in it.
+	hook := len(args) > 1 && args[1] == "hook"
+	err := p.app().RunContext(ctx, args)
+	var usage *usageError
+	switch {
+	case hook:
+		if err != nil {
+			fmt.Fprintln(p.stderr, "tallyman: "+report.Safe(err.Error()))
+		}
+		return exitOK
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errSaid):
+		return exitError
+	case errors.As(err, &usage):
+		fmt.Fprintf(p.stderr, "tallyman: %s\nRun '%s --help' for what there is.\n", report.Safe(usage.Error()), usage.command)
+		return exitUsage
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(p.stderr, "tallyman: interrupted")
+		return exitError
+	}
+	fmt.Fprintln(p.stderr, "tallyman: "+report.Safe(err.Error()))
+	return exitError
+}
+
+// errSaid ends a command with exit code 1 when its output has told why.
+var errSaid = errors.New("already said")
+
+// usageError is a command line that makes no sense.
+type usageError struct {
+	command string // the command whose help tells more
+	text    string
+}
+
+func (e *usageError) Error() string { return e.text }
+
+func badUsage(c *cli.Context, format string, args ...any) error {
+	return &usageError{command: c.Command.HelpName, text: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/record/recordjson"
+)
+
+// go test ./cmd/tallyman -update writes the golden parts of the scripts anew; read the diff.
+var update = flag.Bool("update", false, "write the golden parts of testdata/script anew")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"tallyman": main})
+}
+
+// The scripts are the command line's behaviour, and examples of its use.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       *update,
+		Setup: func(env *testscript.Env) error {
+			program, err := exec.LookPath("tallyman")
+			if err != nil {
+				return err
+			}
+			env.Setenv("PROGRAM", program) // for scripts that change PATH
+			// Nothing of the machine's own Docker, runner or Datadog agent.
+			for _, name := range []string{"DOCKER_HOST", "DOCKER_CONTEXT", "DD_DOGSTATSD_URL", "DD_AGENT_HOST"} {
+				env.Setenv(name, "")
+			}
+			env.Setenv("TALLYMAN_RUN_DIR", filepath.Join(env.WorkDir, "run"))
+			env.Setenv("TALLYMAN_STATE_DIR", filepath.Join(env.WorkDir, "state"))
+			env.Setenv("TALLYMAN", "")
+			env.Setenv("DOCKER_HOST", "unix://"+filepath.Join(env.WorkDir, "docker.sock"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"await": await,
+		},
+	})
+}
+
+// exits CODE COMMAND... runs a command that must end with this exit code; what it
+// wrote is matched by stdout and stderr as after exec.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// await PATH waits until a path is there.
+func await(ts *testscript.TestScript, _ bool, args []string) {
+	for range 500 {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	ts.Fatalf("%s did not appear", args[0])
+}
+
+// Every flag has a variable, a sentence that says what it does, and fits the help.
+func TestEveryFlagHasItsVariable(t *testing.T) {
+	seen := map[string]string{}
+	var walk func(path string, commands []*cli.Command)
+	walk = func(path string, commands []*cli.Command) {
+		for _, c := range commands {
+			name := path + " " + c.Name
+			if c.Usage == "" || c.CustomHelpTemplate == "" {
+				t.Errorf("%s has no help", name)
+			}
+			for _, f := range c.Flags {
+				doc := f.(cli.DocGenerationFlag)
+				if doc.GetUsage() == "" || len(doc.GetEnvVars()) != 1 || !strings.HasPrefix(doc.GetEnvVars()[0], "TALLYMAN_") {
+					t.Errorf("%s --%s: usage %q, variables %v", name, f.Names()[0], doc.GetUsage(), doc.GetEnvVars())
+					continue
+				}
+				// One variable means one thing in all commands.
+				v := doc.GetEnvVars()[0]
+				if before, ok := seen[v]; ok && before != f.Names()[0] {
+					t.Errorf("%s is --%s and --%s", v, before, f.Names()[0])
+				}
+				seen[v] = f.Names()[0]
+			}
+			for line := range strings.Lines(c.CustomHelpTemplate) {
+				if n := len([]rune(line)) - 1; n > helpWidth+10 {
+					t.Errorf("%s: a line of %d columns: %s", name, n, line)
+				}
+			}
+			walk(name, c.Subcommands)
+		}
+	}
+	p := program{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}
+	walk("tallyman", p.app().Commands)
+}
+
+// fakeDaemon speaks what the event stream asks of a daemon: ping, version, info,
+// the list of containers, and one stream of events. It replays nothing.
+func fakeDaemon(t *testing.T, events ...string) (host string) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := func(v any) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("API-Version", "1.41")
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(v)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/_ping", answer("OK"))
+	mux.HandleFunc("/v1.41/version", answer(map[string]string{"Version": "20.10.24", "ApiVersion": "1.41"}))
+	mux.HandleFunc("/v1.41/info", answer(map[string]any{"ID": "engine", "ServerVersion": "20.10.24", "SystemTime": time.Now().Format(time.RFC3339Nano)}))
+	mux.HandleFunc("/v1.41/containers/json", answer([]any{}))
+	mux.HandleFunc("/v1.41/events", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		for _, e := range events {
+			fmt.Fprintln(w, e)
+		}
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	s := &http.Server{Handler: mux}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close(); <-done })
+	return "unix://" + socket
+}
+
+func TestEventsAlone(t *testing.T) {
+	now := time.Now().UnixNano()
+	event := func(n int64, action string) string {
+		return fmt.Sprintf(`{"Type":"container","Action":%q,"Actor":{"ID":"c1","Attributes":{"image":"alpine","name":"x"}},"scope":"local","time":%d,"timeNano":%d}`, action, (now+n)/1e9, now+n)
+	}
+	host := fakeDaemon(t, event(1, "create"), event(2, "start"), event(3, "exec_create: sh -c 'secret'"))
+	dir := t.TempDir()
+	out := filepath.Join(dir, "events.jsonl")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var stderr strings.Builder
+	p := program{stdin: strings.NewReader(""), stdout: io.Discard, stderr: &stderr, environ: []string{"POD_NAME=pod-1"}}
+	code := make(chan int, 1)
+	go func() {
+		code <- p.run(ctx, []string{"tallyman", "events", "--host", host, "--sink", "file://" + out, "--state-dir", filepath.Join(dir, "state"), "--statsd", "off"})
+	}()
+	var records []record.Record
+	for deadline := time.Now().Add(10 * time.Second); len(records) < 3 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		records = records[:0]
+		data, _ := os.ReadFile(out) // there once the first batch is delivered
+		for line := range strings.Lines(string(data)) {
+			var r record.Record
+			if err := recordjson.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			if r.Kind == record.KindEvent {
+				records = append(records, r)
+			}
+		}
+	}
+	cancel()
+	if c := <-code; c != exitOK {
+		t.Fatalf("exit code %d: %s", c, stderr.String())
+	}
+	if len(records) != 3 {
+		t.Fatalf("%d events: %+v\n%s", len(records), records, stderr.String())
+	}
+	for i, want := range []string{"create", "start", "exec_create"} {
+		if e := records[i].Event; e.Action != want || e.Image != "alpine" {
+			t.Errorf("event %d: %+v", i, e)
+		}
+	}
+	if h := records[0].Host; h == nil || h.Pod != "pod-1" || !records[0].OutsideJob {
+		t.Errorf("%+v", records[0])
+	}
+	if data, _ := os.ReadFile(out); strings.Contains(string(data), "secret") {
+		t.Error("the command line of an exec got out")
+	}
+}
+
+func TestTerminalWidth(t *testing.T) {
+	pty, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pty.Close()
+	for _, c := range []struct{ columns, want int }{{120, 120}, {0, 80}} {
+		if err := unix.IoctlSetWinsize(int(pty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(c.columns)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := terminalWidth(pty); got != c.want {
+			t.Errorf("a terminal of %d columns has the width %d, want %d", c.columns, got, c.want)
+		}
+	}
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if got := terminalWidth(file) + terminalWidth(io.Discard); got != 0 {
+		t.Errorf("what is no terminal has the width %d", got)
+	}
+}
+
+func TestOpenLogPutsAFullOneAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.log")
+	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := openLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() != 0 {
+		t.Errorf("%v, %v", st.Size(), err)
+	}
+	if old, err := os.Stat(path + ".1"); err != nil || old.Size() != maxLog+1 {
+		t.Errorf("%v, %v", old, err)
+	}
+}
