@@ -225,7 +225,7 @@ func (o *Options) await(ctx context.Context) (Agent, error) {
 		if err == nil {
 			return a, nil
 		}
-		if ctx.Err() == nil {
+		if why == nil || ctx.Err() == nil {
 			why = err // a later one only tells of the time
 		}
 		select {
