@@ -89,7 +89,8 @@ func (c *checker) job(j job, records []record.Record) {
 		switch {
 		case r.Kind == record.KindInvocation && !r.Invocation.Nested:
 			got = append(got, r.Invocation.Command)
-			if !ends[r.ID] {
+			// A call in the moment in which the agent starts comes by file, and nobody sees its end.
+			if !ends[r.ID] && r.Invocation.Path != "file" {
 				unended++
 			}
 		case r.Kind == record.KindEvent:
@@ -160,7 +161,7 @@ func (c *checker) reportAgrees(ctx context.Context, s *stage, jobs []job) error 
 		c.expect(len(r.FailedPulls.Rows) == 1 && strings.HasSuffix(r.FailedPulls.Rows[0].Image, "scanner:3"),
 			"the report has the failed pull", fmt.Sprintf("it has %v", r.FailedPulls.Rows))
 	} else {
-		fmt.Printf("   (exit codes are known of %d of %d calls: they take Linux 6.15, tallyman doctor says more)\n", r.Totals.ExitKnown, r.Totals.Calls)
+		fmt.Printf("   (exit codes are known of %d of %d calls; tallyman doctor says why they may not be)\n", r.Totals.ExitKnown, r.Totals.Calls)
 	}
 	return nil
 }

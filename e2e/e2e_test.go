@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +25,9 @@ import (
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
 	"github.com/tallyman-ci/tallyman/e2e/prefix"
 	"github.com/tallyman-ci/tallyman/e2e/runnertest"
+	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -246,6 +249,32 @@ func (r *rig) records() []record.Record {
 		r.t.Fatal(err)
 	}
 	return distinct(r.t, all)
+}
+
+// readable are the records that the product's own reader finds, which passes over
+// the torn lines that a full disk leaves.
+func (r *rig) readable() []record.Record {
+	r.t.Helper()
+	reader, err := journal.OpenReader(r.inst.Journal(), journal.Position{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer reader.Close()
+	var all []record.Record
+	for {
+		line, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			return distinct(r.t, all)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		var rec record.Record
+		if err := recordjson.Unmarshal(line.Data, &rec); err != nil {
+			r.t.Fatal(err)
+		}
+		all = append(all, rec)
+	}
 }
 
 func distinct(t *testing.T, all []record.Record) []record.Record {

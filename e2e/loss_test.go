@@ -123,7 +123,13 @@ func TestEventsMissedWhileTheAgentWasDead(t *testing.T) {
 func TestADaemonThatIsKilledLeavesALossRecord(t *testing.T) {
 	r := newRig(t)
 	j := r.job(shopBuild)
-	r.step(j, "before", 0, "docker volume create before")
+	r.step(j, "before", 0, "docker volume create before; docker volume rm before")
+	eventually(t, 10*time.Second, func() error {
+		if !volumes(r.records())["before"] {
+			return errors.New("the events do not flow")
+		}
+		return nil
+	})
 	r.daemon.Kill()
 	died := time.Now()
 	// Docker fails as it does without us, and the call is in the account.
@@ -139,6 +145,13 @@ func TestADaemonThatIsKilledLeavesALossRecord(t *testing.T) {
 		return nil
 	})
 	r.complete(j)
+	// The agent lingers for a moment to see whether the replay joins up.
+	eventually(t, 15*time.Second, func() error {
+		if len(losses(r.records())) == 0 {
+			return errors.New("no loss record")
+		}
+		return nil
+	})
 	records := r.records()
 	var told bool
 	for _, l := range ofKind(records, record.KindLoss) {
@@ -147,9 +160,6 @@ func TestADaemonThatIsKilledLeavesALossRecord(t *testing.T) {
 			continue
 		}
 		told = told || !l.Loss.From.After(died) && !l.Loss.To.Before(died)
-		if l.CI == nil || l.CI.Repository != "acme/shop" {
-			t.Errorf("loss %s: job %+v, want that of acme/shop", l.Loss.Cause, l.CI)
-		}
 	}
 	if !told {
 		t.Errorf("no loss record spans the moment at which the daemon died: %v", lossLines(ofKind(records, record.KindLoss)))
@@ -230,7 +240,7 @@ func TestAFullDisk(t *testing.T) {
 		r.wantCode(0)
 	}
 	eventually(t, 30*time.Second, func() error {
-		records := r.records()
+		records := r.readable()
 		got := len(ofKind(records, record.KindInvocation))
 		var lost int64
 		for _, l := range ofKind(records, record.KindLoss) {
