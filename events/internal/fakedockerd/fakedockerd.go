@@ -82,7 +82,7 @@ func (d *Daemon) Start() error {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // Stop removes it, Kill does not
 	d.listener, d.buffer, d.subs = l, nil, make(map[*subscriber]bool)
-	d.server = &http.Server{Handler: http.HandlerFunc(d.serve), ReadHeaderTimeout: 10 * time.Second}
+	d.server = &http.Server{Handler: d, ReadHeaderTimeout: 10 * time.Second}
 	go func(s *http.Server) { _ = s.Serve(l) }(d.server)
 	return nil
 }
@@ -191,7 +191,8 @@ func (s *subscriber) take() [][]byte {
 	return lines
 }
 
-func (d *Daemon) serve(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP serves the API, for a server other than the one of Start.
+func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	if rest, ok := strings.CutPrefix(path, "/v1."); ok {
 		_, after, _ := strings.Cut(rest, "/")
