@@ -94,7 +94,11 @@ func (x *examination) runDir() {
 		return
 	}
 	f, err := x.in.StatFS(x.cfg.RunDir)
+	st, statErr := os.Stat(x.cfg.RunDir)
 	switch {
+	case statErr == nil && st.Mode().Perm()&0o011 != 0o011:
+		x.add(Fail, name, fmt.Sprintf("%s has mode %v: other users than its owner and root reach neither the agent nor the spool, and their calls are lost", x.cfg.RunDir, st.Mode().Perm()),
+			"chmod 0755 "+x.cfg.RunDir)
 	case err != nil:
 		x.add(Fail, name, fmt.Sprintf("%s: %v", x.cfg.RunDir, err), "choose another run_dir")
 	case remote[f.Type]:

@@ -336,6 +336,8 @@ func TestFaults(t *testing.T) {
 		}, "run_dir", doctor.Fail, "symbolic link", "configuration"},
 		{"everybody may write to run_dir", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Chmod(root+"/run", 0o777)) },
 			"run_dir", doctor.Fail, "written to by everybody", "chmod 0755"},
+		{"only its owner may enter run_dir", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Chmod(root+"/run", 0o700)) },
+			"run_dir", doctor.Fail, "their calls are lost", "chmod 0755"},
 		{"run_dir is a file", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.RemoveAll(root+"/run"))
 			must(t, os.WriteFile(root+"/run", nil, 0o644))

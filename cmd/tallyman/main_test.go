@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
+	"github.com/tallyman-ci/tallyman/sinks"
 )
 
 // go test ./cmd/tallyman -update writes the golden parts of the scripts anew; read the diff.
@@ -206,6 +208,35 @@ func TestEventsAlone(t *testing.T) {
 	}
 	if data, _ := os.ReadFile(out); strings.Contains(string(data), "secret") {
 		t.Error("the command line of an exec got out")
+	}
+}
+
+type brokenPipe struct{ err error }
+
+func (b brokenPipe) Write(context.Context, []sinks.Entry) error { return b.err }
+func (b brokenPipe) Close(context.Context) error                { return nil }
+
+// `tallyman events | head` ends with head; a sink with another trouble is tried again.
+func TestStreamEndsWithItsReader(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		err  error
+		ends bool
+	}{
+		{"the reader went away", &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}, true},
+		{"the disk is full", &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, false},
+		{"all is well", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			stopped := false
+			s := &endsWithReader{Sink: brokenPipe{c.err}, stop: func() { stopped = true }}
+			if err := s.Write(t.Context(), nil); err != c.err {
+				t.Errorf("%v", err)
+			}
+			if stopped != c.ends || s.gone.Load() != c.ends {
+				t.Errorf("stopped %v, gone %v; want %v", stopped, s.gone.Load(), c.ends)
+			}
+		})
 	}
 }
 
