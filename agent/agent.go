@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -176,12 +175,16 @@ func (a *Agent) wait(ctx context.Context) {
 // open opens everything, and on an error leaves what is open to close.
 func (a *Agent) open(ctx context.Context) error {
 	cfg := &a.o.Config
-	for _, dir := range []struct {
-		path string
-		mode fs.FileMode
-	}{{cfg.StateDir, 0o755}, {cfg.RunDir, 0o755}} {
-		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
-			return fmt.Errorf("make %s: %w (create it, owned by the user the agent runs as, or set run_dir and state_dir in the configuration)", dir.path, err)
+	for _, dir := range []string{cfg.StateDir, cfg.RunDir} {
+		_, missing := os.Stat(dir)
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil && dir == cfg.RunDir && missing != nil {
+			// Whatever the umask: every user of the runner calls docker, and its
+			// shim must reach the socket.
+			err = os.Chmod(dir, 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("make %s: %w (create it, owned by the user the agent runs as, or set run_dir and state_dir in the configuration)", dir, err)
 		}
 	}
 	a.contexts.store = a.o.Store

@@ -185,6 +185,41 @@ func TestTransparency(t *testing.T) {
 	})
 }
 
+// TestClosedDescriptors: with standard descriptors closed in every combination, the
+// tool finds the same ones closed. The tool is a shell script here, because a Go
+// program would open them itself before it could look. The usual runtime opens
+// /dev/null in their place; the lean one does not.
+func TestClosedDescriptors(t *testing.T) {
+	in := install(t, "lean")
+	script := "#!/bin/sh\nls /proc/$$/fd > \"$1\"\n"
+	if err := os.WriteFile(in.real, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for mask := range 8 {
+		closed := ""
+		for fd := range 3 {
+			if mask>>fd&1 == 1 {
+				closed += fmt.Sprintf(" %d<&-", fd)
+			}
+		}
+		see := func(path string) string {
+			out := filepath.Join(t.TempDir(), "fds")
+			cmd := exec.Command("bash", "-c", fmt.Sprintf("exec %s %s%s", path, out, closed))
+			if err := cmd.Run(); err != nil {
+				t.Fatal(err)
+			}
+			b, _ := os.ReadFile(out)
+			return string(b)
+		}
+		if direct, shimmed := see(in.real), see(in.shim); direct != shimmed || direct == "" {
+			t.Errorf("closed%s: directly %q, through the shim %q", closed, direct, shimmed)
+		}
+	}
+	if n := len(in.records(t)); n != 8 {
+		t.Errorf("%d records of 8 calls", n)
+	}
+}
+
 // dropPids takes out the one thing that differs by nature.
 func dropPids(out []byte) []byte {
 	var kept [][]byte

@@ -55,6 +55,18 @@ var edits = []edit{
 		why:  "as above",
 	},
 	{
+		file: "proc.go",
+		old:  "\t\tprocs = defaultGOMAXPROCS(numCPUStartup)\n",
+		new:  "\t\tprocs = 1\n",
+		why:  "the runtime prepares memory for each processor of the node",
+	},
+	{
+		file: "proc.go",
+		old:  "\tsecure()\n\tcheckfds()\n",
+		new:  "\tsecure()\n",
+		why:  "the runtime opens /dev/null in the place of closed standard descriptors, and the command that is executed would get them",
+	},
+	{
 		file: "cgroup_linux.go",
 		old:  "func defaultGOMAXPROCSInit() {\n",
 		new:  "func defaultGOMAXPROCSInit() {\n\tif true {\n\t\treturn\n\t}\n",

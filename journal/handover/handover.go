@@ -104,10 +104,10 @@ func send(path string, line []byte) sent {
 		if n, err := syscall.Read(fd, ack[:]); n == 1 && err == nil {
 			result = acked
 			if ack[0] == AckKeep {
-				// The descriptor now survives execve and closes when the command
-				// and all its children are gone.
-				syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD, 0)
-				return acked
+				// A copy survives execve and closes when the command and all its
+				// children are gone. It is above the standard descriptors, one of
+				// which this socket may have got where the caller left it closed.
+				syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD, 3)
 			}
 		} else if err != syscall.EAGAIN {
 			result = notSent // the agent closed the connection: it does not have it

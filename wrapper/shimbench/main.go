@@ -80,15 +80,16 @@ func run(w io.Writer, shim, tallyman string, rounds int) error {
 // prepare lays out the wrappers of one real command and starts the agents.
 func prepare(dir, real, shim, tallyman string) (alone string, ways []*way, stop func(), err error) {
 	var agents []*exec.Cmd
-	stop = func() {
+	kill := func() {
 		for _, a := range agents {
 			a.Process.Kill()
 			a.Wait()
 		}
 	}
+	stop = kill
 	defer func() {
 		if err != nil {
-			stop()
+			kill()
 		}
 	}()
 	real, err = filepath.EvalSymlinks(real)
@@ -135,7 +136,8 @@ func prepare(dir, real, shim, tallyman string) (alone string, ways []*way, stop 
 		case "off":
 			err = os.WriteFile(filepath.Join(run, "off"), nil, 0o644)
 		case "agent":
-			agent := exec.Command(tallyman, "--config", filepath.Join(filepath.Dir(path), "tallyman.conf"), "agent", "--no-events")
+			agent := exec.Command(tallyman, "agent", "--no-events", "--config", filepath.Join(filepath.Dir(path), "tallyman.conf"))
+			agent.Stderr = os.Stderr
 			if err = agent.Start(); err == nil {
 				agents = append(agents, agent)
 				err = waitFor(filepath.Join(run, "agent.sock"))
