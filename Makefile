@@ -24,6 +24,10 @@ GIT := git -c safe.directory=*
 VERSION := $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT := $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 
+# A Docker daemon needs root. Where the caller is not root but may become it without
+# a password, only the demo and the end-to-end tests do; nothing else is built as root.
+ROOT = $(shell [ "$$(id -u)" = 0 ] || ! sudo -n true 2>/dev/null || echo 'sudo -n -E env PATH=$(PATH)')
+
 SCRIPTS := $(wildcard scripts/*.sh runner-image/*.sh runner-image/hooks/*.sh) .ci/run
 UNITS = $(shell $(GO) list ./... | grep -v '/tallyman/\(e2e\|demo\)')
 
@@ -47,7 +51,7 @@ demo: ## Run a real workflow on a private Docker daemon and print its account (r
 	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static
 	@$(MAKE) build $(ACT)
 	@$(GO) build -o $(CACHE)/bin/demo ./demo
-	@$(CACHE)/bin/demo -act $(ACT)
+	@$(ROOT) $(CACHE)/bin/demo -act $(ACT)
 
 .PHONY: test
 test: setup lint unit e2e demo ## Everything that continuous integration runs
@@ -58,7 +62,7 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 
 .PHONY: e2e
 e2e: build ## End-to-end tests on a private Docker daemon (root)
-	$(GO) test -race -v -p 1 -timeout 10m ./e2e/...
+	TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
 
 .PHONY: bench
 bench: build ## What the shim adds to a command, beside a shell wrapper, in one interleaved run
@@ -90,7 +94,8 @@ generate: ## Write the generated files again
 
 .PHONY: clean
 clean: ## Remove binaries, the demo's folder and downloaded tools
-	rm -rf bin .demo .cache
+	$(if $(wildcard .demo),$(ROOT)) rm -rf .demo
+	rm -rf bin .cache
 
 $(ACT):
 	@echo "setup: building act $(ACT_VERSION), once" >&2

@@ -128,7 +128,7 @@ func install(t *testing.T, d *dockertest.Daemon, real, host string, config ...st
 func mountTmpfs(t *testing.T, dir, size string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		need(t, "root, to mount file systems of a given size; run with sudo -E")
+		need(t, "root, to mount file systems of a given size")
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)

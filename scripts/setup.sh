@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the demo and the tests need besides Go. It is quiet when nothing is
-# missing, installs with apt where it may (root on Debian or Ubuntu), and otherwise
-# says in plain words what is missing and how to get it. It does not fail for want
+# missing, installs with apt where it may (Debian or Ubuntu, as root or with a sudo
+# that asks no password), and otherwise says what is missing and how to get it. It does not fail for want
 # of rights: the demo and the tests name what they cannot do without.
 #
 # usage: setup.sh command:package...
@@ -30,7 +30,11 @@ if ! command -v apt-get >/dev/null; then
 	echo "setup: missing (Debian's names): $missing; please install them with this machine's package manager" >&2
 	exit 0
 fi
+sudo=
 if [ "$(id -u)" != 0 ]; then
+	sudo='sudo -n env DEBIAN_FRONTEND=noninteractive'
+fi
+if [ -n "$sudo" ] && ! sudo -n true 2>/dev/null; then
 	echo "setup: missing: $missing; to install them: sudo apt-get install $missing" >&2
 	exit 0
 fi
@@ -41,8 +45,8 @@ install_missing() {
 	if apt-cache show docker-cli >/dev/null 2>&1; then
 		case " $missing " in *" docker.io "*) packages="$missing docker-cli" ;; esac
 	fi
-	# shellcheck disable=SC2086 # a list of words is meant
-	apt-get install -y -q --no-install-recommends $packages
+	# shellcheck disable=SC2086 # lists of words are meant
+	$sudo apt-get install -y -q --no-install-recommends $packages
 }
 
 echo "setup: installing $missing" >&2
@@ -50,7 +54,8 @@ export DEBIAN_FRONTEND=noninteractive
 # A fresh machine has no package lists, and a stale one lists packages that are gone:
 # one update and one more try cover both.
 install_missing >/dev/null 2>&1 && exit 0
-apt-get update -q >/dev/null || true
+# shellcheck disable=SC2086
+$sudo apt-get update -q >/dev/null || true
 install_missing >&2 || {
 	echo "setup: apt-get could not install: $missing" >&2
 	exit 1

@@ -97,7 +97,7 @@ func baseDir() string {
 
 func findTools() (tools, error) {
 	if os.Geteuid() != 0 {
-		return tools{}, fmt.Errorf("%w: it needs root; run the command again with sudo -E", ErrUnavailable)
+		return tools{}, fmt.Errorf("%w: it needs root; run the command again as root, for example with sudo env \"PATH=$PATH\"", ErrUnavailable)
 	}
 	var t tools
 	for _, want := range []struct {
