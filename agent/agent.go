@@ -175,17 +175,11 @@ func (a *Agent) wait(ctx context.Context) {
 // open opens everything, and on an error leaves what is open to close.
 func (a *Agent) open(ctx context.Context) error {
 	cfg := &a.o.Config
-	for _, dir := range []string{cfg.StateDir, cfg.RunDir} {
-		_, missing := os.Stat(dir)
-		err := os.MkdirAll(dir, 0o755)
-		if err == nil && dir == cfg.RunDir && missing != nil {
-			// Whatever the umask: every user of the runner calls docker, and its
-			// shim must reach the socket.
-			err = os.Chmod(dir, 0o755)
-		}
-		if err != nil {
-			return fmt.Errorf("make %s: %w (create it, owned by the user the agent runs as, or set run_dir and state_dir in the configuration)", dir, err)
-		}
+	if err := os.MkdirAll(cfg.StateDir, 0o755); err != nil {
+		return fmt.Errorf("make the state folder: %w (create it, owned by the user the agent runs as, or set state_dir in the configuration)", err)
+	}
+	if err := hook.MakeRunDir(cfg.RunDir); err != nil {
+		return err
 	}
 	a.contexts.store = a.o.Store
 	a.intake = newIntake(a)
@@ -212,9 +206,7 @@ func (a *Agent) open(ctx context.Context) error {
 			a.log.Error("a sink is left out", "error", err)
 		}
 	}
-	if a.spool, err = openSpool(a); err != nil {
-		return err
-	}
+	a.spool = openSpool(a)
 	if a.server, err = listen(a); err != nil {
 		return err
 	}

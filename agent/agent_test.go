@@ -350,7 +350,7 @@ func TestWhoseCallItIs(t *testing.T) {
 		t.Errorf("after the job: %s", record.Append(nil, &rec))
 	}
 	st, err := client.Status(t.Context())
-	if err != nil || st.Counts.Socket < 7 || st.Counts.Spooled != 1 || st.PID != os.Getpid() || st.Job != "" {
+	if err != nil || st.Counts.Socket < 7 || st.Counts.Spooled < 1 || st.PID != os.Getpid() || st.Job != "" {
 		t.Errorf("status %+v, %v", st, err)
 	}
 }

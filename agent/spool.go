@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,20 +76,11 @@ type spoolFile struct {
 	done  bool      // renamed
 }
 
-func openSpool(a *Agent) (*spool, error) {
+func openSpool(a *Agent) *spool {
 	s := &spool{
 		a: a, dir: a.o.Config.Spool(), statePath: filepath.Join(a.o.Config.StateDir, "spool.json"),
 		files: map[string]*spoolFile{}, warned: map[string]bool{},
 		state: spoolState{Read: map[string]spoolPosition{}, Lost: map[string]int64{}},
-	}
-	// Everybody may make a file in it, nobody may list it or remove another's: 1733.
-	if err := os.Mkdir(s.dir, 0o700); err == nil {
-		err = os.Chmod(s.dir, os.ModeSticky|0o733)
-		if err != nil {
-			return nil, fmt.Errorf("make the spool: %w", err)
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the spool: %w", err)
 	}
 	if b, err := os.ReadFile(s.statePath); err == nil {
 		// A damaged file costs doubles, which have the same ids.
@@ -99,7 +89,7 @@ func openSpool(a *Agent) (*spool, error) {
 			s.state = st
 		}
 	}
-	return s, nil
+	return s
 }
 
 func (s *spool) run(ctx context.Context) {

@@ -340,7 +340,7 @@ func TestHK01HK15InternalFailures(t *testing.T) {
 			write(t, s.StateDir, "")
 		}, "create the directory of job contexts", false},
 		{"state directory cannot be made", func(t *testing.T, s *stage, p *play) { s.StateDir = "/proc/none" }, "create the directory of job contexts", false},
-		{"run directory cannot be made", func(t *testing.T, s *stage, p *play) { s.RunDir = "/proc/none" }, "", true},
+		{"run directory cannot be made", func(t *testing.T, s *stage, p *play) { s.RunDir = "/proc/none" }, "make the run folder", true},
 		{"contexts is a link to nowhere", func(t *testing.T, s *stage, p *play) {
 			_ = os.Symlink("/nonexistent/x", filepath.Join(s.StateDir, "contexts"))
 		}, "create the directory of job contexts", false},

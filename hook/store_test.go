@@ -486,3 +486,27 @@ func TestEachTextReachesEveryField(t *testing.T) {
 		t.Errorf("eachText reaches %d of %d texts", reached, n)
 	}
 }
+
+func TestRunFolderIsOpenToAllWhateverTheUmask(t *testing.T) {
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	dir := filepath.Join(t.TempDir(), "run")
+	for range 2 { // the second time everything is there
+		if err := MakeRunDir(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, want := range map[string]os.FileMode{dir: 0o755 | os.ModeDir, dir + "/spool": 0o733 | os.ModeDir | os.ModeSticky} {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode() != want {
+			t.Errorf("%s: mode %v, %v; want %v", path, info.Mode(), err, want)
+		}
+	}
+	blocked := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := MakeRunDir(blocked + "/run"); err == nil {
+		t.Error("no error below a file")
+	}
+}

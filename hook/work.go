@@ -90,7 +90,7 @@ func (o *Options) workOff(ctx context.Context, req request) error {
 // workStarted seals the job and has it announced to a running agent, or starts one,
 // which finds the sealed context by itself.
 func (o *Options) workStarted(ctx context.Context, req request) error {
-	errs := []error{o.removeOffMarker()}
+	errs := []error{MakeRunDir(o.RunDir), o.removeOffMarker()}
 	c := req.Context
 	if err := enrich(ctx, &c.CI, req.Roots, req.Runner, req.ServerURL); err != nil {
 		o.logger().Info("job id and name unknown", "error", err)
