@@ -530,6 +530,8 @@ func (j *Journal) sync() error {
 		if err := cur.Sync(); !errors.Is(err, fs.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if cur != nil {
 		j.checkCurrent(cur)
 	}
 	if dirDirty {
@@ -572,11 +574,12 @@ func (j *Journal) checkCurrent(cur *LineFile) {
 	j.o.Logger.Error("the journal was changed by somebody else", "what", loss.Detail)
 	j.losses = append(j.losses, loss)
 	j.cur = nil // the next append begins a segment
-	_ = cur.Close()
+	j.end.Offset = 0
+	_ = cur.Close() // its name or its content is gone
 }
 
-// Close makes the journal durable, closes it and lets go of the lock. Readers and
-// cursors may outlive it.
+// Close makes the journal durable, closes it and lets go of the lock. Readers may
+// outlive it; cursors are closed before.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	if j.closed {

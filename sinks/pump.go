@@ -119,12 +119,14 @@ type Pump struct {
 	reader     *journal.Reader
 	quarantine quarantine
 
-	batch    batch
-	unsaved  bool // the cursor moved since the last save
-	savedAt  time.Time
-	saveErr  bool // the last save failed, and that was logged
-	loggedAt time.Time
-	logged   string // the error that was logged last, "" after a success
+	batch     batch
+	idleAt    journal.Position // where idle waited last
+	idleWoken bool             // and whether the journal woke it
+	unsaved   bool             // the cursor moved since the last save
+	savedAt   time.Time
+	saveErr   bool // the last save failed, and that was logged
+	loggedAt  time.Time
+	logged    string // the error that was logged last, "" after a success
 
 	poke chan struct{} // holds one token: a Flush began
 	done chan struct{} // closed when Run ends
@@ -278,6 +280,12 @@ func (p *Pump) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if at := p.reader.Position(); at == p.idleAt && p.idleWoken {
+		// The journal says that there is more, and it is not in the file: somebody cut
+		// it. The journal notices with its next Sync.
+		return p.pause(ctx, time.Second)
+	}
+	p.idleAt, p.idleWoken = p.reader.Position(), false
 	var due <-chan time.Time
 	if p.unsaved {
 		t := time.NewTimer(p.o.SaveEvery - time.Since(p.savedAt))
@@ -286,6 +294,7 @@ func (p *Pump) idle(ctx context.Context) error {
 	}
 	select {
 	case <-changed:
+		p.idleWoken = true
 	case <-p.poke:
 	case <-due:
 		p.save()

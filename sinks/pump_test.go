@@ -577,6 +577,32 @@ func TestDeadSinkAndTheBoundOfTheJournal(t *testing.T) {
 	})
 }
 
+// Somebody cuts the segment under an idle pump: it must not spin (the clock of the
+// test would stand still then), and goes on when there are records again.
+func TestPumpAfterSomebodyCutTheJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var causes []string
+		b := newBench(t, t.TempDir(), journal.Options{OnLoss: func(l record.Loss) { causes = append(causes, l.Cause) }})
+		m := &memory{}
+		p, _ := b.pump(m, b.options("m"))
+		b.append("a", "b")
+		b.flush(p)
+		if err := os.Truncate(filepath.Join(b.dir, "journal", "records.jsonl"), 10); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := b.j.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		b.append("c")
+		b.flush(p)
+		equal(t, m.ids(), []string{"a", "b", "c"})
+		equal(t, causes, []string{"truncated_file"})
+		b.end()
+	})
+}
+
 // deliverUntilKilled is an agent in small: it appends, prints what was taken, and
 // delivers to a file.
 func deliverUntilKilled(dir string) {
@@ -588,7 +614,7 @@ func deliverUntilKilled(dir string) {
 	if err != nil {
 		fail(err)
 	}
-	target, err := Parse(fileURL(filepath.Join(dir, "out.jsonl"), "keep=0&batch_delay=2ms"))
+	target, err := Parse(fileURL(filepath.Join(dir, "out.jsonl"), "keep=0&batch_delay=2ms&batch_records=20"))
 	if err != nil {
 		fail(err)
 	}
