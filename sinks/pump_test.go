@@ -590,6 +590,7 @@ func TestPumpAfterSomebodyCutTheJournal(t *testing.T) {
 		if err := os.Truncate(filepath.Join(b.dir, "journal", "records.jsonl"), 10); err != nil {
 			t.Fatal(err)
 		}
+		b.flush(p) // makes the pump look
 		time.Sleep(time.Minute)
 		if err := b.j.Sync(); err != nil {
 			t.Fatal(err)
