@@ -218,6 +218,8 @@ func TestConvert(t *testing.T) {
 			func(r *record.Record) any { return r.Event.Action + r.Event.Detail }, "health_status"},
 		{"unhealthy is kept", event(t, "container", "health_status: unhealthy", id, nano, nil),
 			func(r *record.Record) any { return r.Event.Detail }, "unhealthy"},
+		{"the word healthy of a command is none of ours", event(t, "container", "exec_start: healthy", id, nano, nil),
+			func(r *record.Record) any { return r.Event.Action + r.Event.Detail }, "exec_start"},
 		{"an escaped colon still cuts", []byte(`{"Type":"container","Action":"exec_start\u003a --token=t0ken","Actor":{"ID":"` + id + `"},"timeNano":1}`),
 			func(r *record.Record) any { return r.Event.Action }, "exec_start"},
 		{"a password in an image is dropped", event(t, "container", "create", id, nano, attr("image", "https://user:hunter2@registry.test/app")),

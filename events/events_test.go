@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -360,7 +361,7 @@ func TestGapBeyondTheBuffer(t *testing.T) {
 	d.Refuse(nil)
 	r.wantActors(5 + 256)
 	l := r.wantLoss("stream_gap")
-	if l.Count != -1 || l.From.UnixNano() != first[4].Nano || l.To.UnixNano() != missed[600-256].Nano || l.Source != "events" {
+	if l.Count != -1 || l.From.UnixNano() != first[4].Nano || l.To.UnixNano() != missed[600-256].Nano || l.Source != "events" || !strings.Contains(l.Detail, "256") {
 		t.Errorf("loss %+v, want it from %d to %d", l, first[4].Nano, missed[600-256].Nano)
 	}
 	eventually(t, "a resync", func() bool { return strings.Contains(r.logs.String(), "containers and images listed") })
@@ -801,6 +802,30 @@ func TestHostileLines(t *testing.T) {
 	if n := r.s.Status().Sessions; n != 1 {
 		t.Errorf("%d sessions, want 1", n)
 	}
+}
+
+// A line without an end costs no more memory than the longest event may.
+func TestEndlessLine(t *testing.T) {
+	ss := &session{reader: &reader{s: New(Options{})}, daemon: &identity{}}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	err := ss.lines(io.MultiReader(io.LimitReader(letters{}, 256<<20), strings.NewReader("\n"+`{"Type":"image","Action":"pull","timeNano":1}`+"\n")))
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, io.EOF) || ss.count != 1 || ss.reader.s.Status().Unreadable != 1 {
+		t.Errorf("%v, %d events, %+v", err, ss.count, ss.reader.s.Status())
+	}
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 12*maxLine {
+		t.Errorf("%d MB allocated", grown>>20)
+	}
+}
+
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
 }
 
 // A container that ran before the stream opened has a duration all the same.

@@ -532,6 +532,17 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 	}
 }
 
+// DD_ENTITY_ID, by which the agent finds the pod, is on every line.
+func TestEntityID(t *testing.T) {
+	t.Setenv("DD_ENTITY_ID", "0b4e5c5a-pod-uid")
+	a := listen(t, "udp", "127.0.0.1:0")
+	e := emitter(t, Options{Addr: a.addr})
+	observeMany(e, 1)
+	if lines := a.flush(t, e); len(lines) != 1 || !strings.Contains(lines[0], "dd.internal.entity_id:0b4e5c5a-pod-uid") {
+		t.Errorf("got %q", lines)
+	}
+}
+
 func TestConcurrentUse(t *testing.T) {
 	a := listen(t, "udp", "127.0.0.1:0")
 	e := emitter(t, Options{Addr: a.addr})
