@@ -44,7 +44,8 @@ type Daemon struct {
 	// Clock is the daemon's clock, default time.Now.
 	Clock func() time.Time
 	// Blast, if set, is sent on each new event stream as fast as the reader reads,
-	// BlastCount times over, and then the stream ends.
+	// BlastCount times over. Then the stream stays open, or ends if it was asked
+	// for with since=0: a reader that stops by itself must not read twice.
 	Blast      []byte
 	BlastCount int
 
@@ -255,6 +256,10 @@ func (d *Daemon) events(w http.ResponseWriter, r *http.Request) {
 			if _, err := w.Write(d.Blast); err != nil {
 				return
 			}
+		}
+		if since, _ := parseSince(r.URL.Query().Get("since")); since != 0 {
+			flusher.Flush()
+			<-r.Context().Done()
 		}
 		return
 	}
