@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("JOURNAL_TEST_WRITER"); dir != "" {
 		writeUntilKilled(dir)
 	}
+	if dir := os.Getenv("JOURNAL_TEST_CRASH"); dir != "" {
+		crashScript(dir)
+	}
 	if dir := os.Getenv("JOURNAL_TEST_FSIZE"); dir != "" {
 		writeUnderLimit(dir)
 	}
