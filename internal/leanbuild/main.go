@@ -28,52 +28,64 @@ import (
 	"strings"
 )
 
-// edit replaces one text in one file of package runtime.
+// edit replaces one text in one file of the standard library.
 type edit struct {
-	file     string
+	file     string // below GOROOT/src
 	old, new string
 	why      string
 }
 
 var edits = []edit{
 	{
-		file: "proc.go",
+		file: "runtime/proc.go",
 		old:  "\tif haveSysmon {\n\t\tsystemstack(func() {\n\t\t\tnewm(sysmon, nil, -1)\n\t\t})\n\t}\n",
 		new:  "",
 		why:  "the monitor thread serves the scheduler of many goroutines; the shim has one",
 	},
 	{
-		file: "proc.go",
+		file: "runtime/proc.go",
 		old:  "\tgcenable()\n\tdefaultGOMAXPROCSUpdateEnable() // don't STW before runtime initialized.\n",
 		new:  "",
 		why:  "the collector's goroutines start threads; until gcenable runs, collection is off",
 	},
 	{
-		file: "proc.go",
+		file: "runtime/proc.go",
 		old:  "\tgo forcegchelper()\n",
 		new:  "",
 		why:  "as above",
 	},
 	{
-		file: "proc.go",
+		file: "runtime/proc.go",
 		old:  "\t\tprocs = defaultGOMAXPROCS(numCPUStartup)\n",
 		new:  "\t\tprocs = 1\n",
 		why:  "the runtime prepares memory for each processor of the node",
 	},
 	{
-		file: "proc.go",
+		file: "runtime/proc.go",
 		old:  "\tsecure()\n\tcheckfds()\n",
 		new:  "\tsecure()\n",
 		why:  "the runtime opens /dev/null in the place of closed standard descriptors, and the command that is executed would get them",
 	},
 	{
-		file: "cgroup_linux.go",
+		file: "runtime/cgroup_linux.go",
 		old:  "func defaultGOMAXPROCSInit() {\n",
 		new:  "func defaultGOMAXPROCSInit() {\n\tif true {\n\t\treturn\n\t}\n",
 		why:  "one goroutine needs no processor limit; the look reads four files",
 	},
 	{
-		file: "signal_unix.go",
+		file: "runtime/mprof.go",
+		old:  "var MemProfileRate int = 512 * 1024\n",
+		new:  "var MemProfileRate int = 0\n",
+		why:  "the first allocation is sampled with a stack trace before the runtime knows that nobody asks for a profile",
+	},
+	{
+		file: "internal/cpu/cpu_x86.go",
+		old:  "func doinit() {\n",
+		new:  "func doinit() {\n\tif true {\n\t\treturn\n\t}\n",
+		why:  "each CPUID instruction leaves a virtual machine, which takes tens of microseconds; without its answers the code for any amd64 processor is used",
+	},
+	{
+		file: "runtime/signal_unix.go",
 		old:  "\tfor i := uint32(0); i < _NSIG; i++ {\n\t\tt := &sigtable[i]\n\t\tif t.flags == 0 || t.flags&_SigDefault != 0 {\n",
 		new:  "\tfor i := uint32(0); i < _NSIG; i++ {\n\t\tt := &sigtable[i]\n\t\tif i != _SIGSEGV && i != _SIGBUS && i != _SIGFPE {\n\t\t\tcontinue\n\t\t}\n\t\tif t.flags == 0 || t.flags&_SigDefault != 0 {\n",
 		why:  "a handler turns an ignored signal into a default one in the command that is executed; faults stay panics, so that a defect in the recording code can be recovered",
@@ -123,14 +135,14 @@ func writeOverlay(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the Go toolchain: %w", err)
 	}
-	runtime := filepath.Join(strings.TrimSpace(string(goroot)), "src", "runtime")
+	src := filepath.Join(strings.TrimSpace(string(goroot)), "src")
 	edited := map[string]string{}
 	for _, e := range edits {
-		path := filepath.Join(runtime, e.file)
+		path := filepath.Join(src, e.file)
 		if edited[path] == "" {
 			source, err := os.ReadFile(path)
 			if err != nil {
-				return "", fmt.Errorf("read the runtime's source: %w", err)
+				return "", fmt.Errorf("read the source of the standard library: %w", err)
 			}
 			edited[path] = string(source)
 		}
@@ -141,7 +153,7 @@ func writeOverlay(dir string) (string, error) {
 	}
 	replace := map[string]string{}
 	for path, source := range edited {
-		replace[path] = filepath.Join(dir, filepath.Base(path))
+		replace[path] = filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(path, src+"/"), "/", "_"))
 		if err := os.WriteFile(replace[path], []byte(source), 0o644); err != nil {
 			return "", err
 		}
