@@ -25,6 +25,7 @@ type stage struct {
 	install *prefix.Prefix
 	runner  *runnertest.Runner
 	runID   int64 // of the last workflow run
+	jobID   int64 // of the last job
 	runOf   map[string]int64
 }
 
@@ -41,7 +42,7 @@ func newStage(ctx context.Context, o options) (_ *stage, err error) {
 	if err := os.RemoveAll(o.dir); err != nil {
 		return nil, fmt.Errorf("empty the demo's folder: %w", err)
 	}
-	s := &stage{options: o, runID: 26_000_000_000, runOf: map[string]int64{}}
+	s := &stage{options: o, runID: 26_000_000_000, jobID: 61_000_000_000, runOf: map[string]int64{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -161,8 +162,10 @@ func (s *stage) runJob(ctx context.Context, j job) error {
 		run = s.runID
 		s.runOf[j.repository+" "+j.file] = run
 	}
+	s.jobID += 37
 	rj, err := s.runner.Start(ctx, runnertest.Spec{
 		Repository: j.repository, Workflow: j.workflow, WorkflowFile: j.file, Job: j.name, RunID: run, RunNumber: 7, SHA: sha,
+		JobID: s.jobID,
 	})
 	if err != nil {
 		return err

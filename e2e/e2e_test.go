@@ -163,6 +163,7 @@ func (r *rig) job(spec runnertest.Spec) *runnertest.Job {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.t.Cleanup(j.Kill)
 	r.checkHook("job-started", j.Started)
 	return j
 }

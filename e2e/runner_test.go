@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -111,13 +112,14 @@ func TestTheKillSwitchOfThePod(t *testing.T) {
 	}
 }
 
-// A runner that is killed runs no job-completed hook. Its next job must not inherit
-// the context.
-func TestAJobWhoseRunnerWasKilledIsClosed(t *testing.T) {
+// A runner that is killed runs no job-completed hook (actions/runner#2595). Its next
+// job must not inherit the context.
+func TestTheNextJobAfterAKilledRunner(t *testing.T) {
 	r := newRig(t)
 	first := r.job(shopBuild)
 	r.step(first, "__run", 0, "docker version")
-	second := r.job(billingScan) // and no Complete in between
+	first.Kill()
+	second := r.job(billingScan)
 	r.step(second, "__run", 0, "docker version")
 	r.step(second, "sudo", 0, `env -i PATH="$PATH" DOCKER_HOST="$DOCKER_HOST" docker version`)
 	r.complete(second)
@@ -127,12 +129,53 @@ func TestAJobWhoseRunnerWasKilledIsClosed(t *testing.T) {
 	if len(got) != 3 || got[0].repository != "acme/shop" || got[1].repository != "acme/billing" || got[2].repository != "acme/billing" {
 		t.Errorf("calls:\n%v\nwant one of acme/shop, two of acme/billing", lines(got))
 	}
-	outcomes := map[string]string{}
-	for _, end := range ofKind(records, record.KindJobEnd) {
-		outcomes[end.CI.Repository] = end.Job.Outcome
+	if got, want := outcomes(records), "acme/billing completed, acme/shop superseded"; got != want {
+		t.Errorf("ends of jobs: %s; want %s", got, want)
 	}
-	if outcomes["acme/shop"] != "superseded" || outcomes["acme/billing"] != "completed" {
-		t.Errorf("outcomes %v, want acme/shop superseded and acme/billing completed", outcomes)
+}
+
+// Where no job follows, the agent sees the end of the runner's process, closes the
+// job and ends.
+func TestTheAgentOutlivesAKilledRunnerForAMomentOnly(t *testing.T) {
+	r := newRig(t)
+	j := r.job(shopBuild)
+	r.step(j, "__run", 0, "docker version")
+	j.Kill()
+	eventually(t, 20*time.Second, func() error {
+		if left := r.inst.Processes(); len(left) > 0 {
+			return fmt.Errorf("processes %v are still there", left)
+		}
+		return nil
+	})
+	if got, want := outcomes(r.records()), "acme/shop abandoned"; got != want {
+		t.Errorf("ends of jobs: %s; want %s", got, want)
+	}
+}
+
+// outcomes are the repositories whose jobs ended, and how.
+func outcomes(records []record.Record) string {
+	var all []string
+	for _, end := range ofKind(records, record.KindJobEnd) {
+		all = append(all, end.CI.Repository+" "+end.Job.Outcome)
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// The numeric id of the job, by which every figure opens the job's log, stands in no
+// variable, but in the log of the runner's Worker.
+func TestTheJobIDComesFromTheWorkerLog(t *testing.T) {
+	r := newRig(t)
+	spec := shopBuild
+	spec.JobID, spec.DisplayName = 61234567890, "build (linux, 1.26)"
+	j := r.job(spec)
+	r.step(j, "__run", 0, "docker version")
+	r.complete(j)
+	for _, inv := range ofKind(r.records(), record.KindInvocation) {
+		const url = "https://github.com/acme/shop/actions/runs/7001/job/61234567890"
+		if inv.CI.JobID != "61234567890" || inv.CI.JobName != spec.DisplayName || inv.CI.JobURL != url {
+			t.Errorf("job id %q, name %q, URL %q; want %d, %q, %q", inv.CI.JobID, inv.CI.JobName, inv.CI.JobURL, spec.JobID, spec.DisplayName, url)
+		}
 	}
 }
 

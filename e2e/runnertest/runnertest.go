@@ -9,6 +9,8 @@
 //     top; the variables of workflow, job and steps are not in it (JobHookProvider.cs).
 //   - Steps get GITHUB_ACTION besides; the runner's own docker calls get no GITHUB_*
 //     at all, only RUNNER_TRACKING_ID (DockerCommandManager.cs).
+//   - Each job has a process named Runner.Worker, the parent of its hooks and steps,
+//     which wrote the job's message to its log.
 //   - When the job is over, every process that is new and has the job's
 //     RUNNER_TRACKING_ID in its environment at exec is killed (JobExtension.cs).
 //
@@ -55,6 +57,10 @@ type Spec struct {
 	RunID        int64
 	RunNumber    int64
 	SHA          string
+	// JobID is the numeric id of the job, and DisplayName its name with the values of the
+	// matrix; both stand in the Worker's log alone. No log is written where JobID is 0.
+	JobID       int64
+	DisplayName string
 }
 
 // Job is a job that runs on a Runner.
@@ -67,6 +73,7 @@ type Job struct {
 	Started    Result   // of the job-started hook
 
 	runner *Runner
+	worker *worker
 	before map[string]bool // processes that ran before the job, as pid_name
 }
 
@@ -115,6 +122,11 @@ func (r *Runner) Start(ctx context.Context, spec Spec) (*Job, error) {
 			return nil, err
 		}
 	}
+	if spec.JobID != 0 {
+		if err := j.writeLog(time.Now()); err != nil {
+			return nil, fmt.Errorf("write the Worker's log: %w", err)
+		}
+	}
 	if r.User != 0 {
 		err := filepath.WalkDir(r.Root, func(path string, _ os.DirEntry, err error) error {
 			return errors.Join(err, os.Lchown(path, int(r.User), int(r.User)))
@@ -154,9 +166,17 @@ func (r *Runner) Start(ctx context.Context, spec Spec) (*Job, error) {
 		"RUNNER_TRACKING_ID=" + j.TrackingID, "GITHUB_ACTIONS=true", "CI=true",
 	}
 	var err error
+	if j.worker, err = startWorker(r); err != nil {
+		return nil, err
+	}
 	j.Started, err = j.hook(ctx, r.HookStarted)
 	return j, err
 }
+
+// Kill ends the runner's Worker and the running step with SIGKILL, as the end of a
+// pod does: no job-completed hook runs, and no orphan is looked for. It may be called
+// at any time, also after Complete.
+func (j *Job) Kill() { j.worker.kill() }
 
 // number9 makes a stable number with nine digits of a name, where the server would
 // have given one.
@@ -176,7 +196,9 @@ func (j *Job) Complete(ctx context.Context) (hook Result, orphans []string, err 
 	if err != nil {
 		return hook, nil, err
 	}
-	return hook, j.killOrphans(), nil
+	orphans = j.killOrphans()
+	j.worker.end()
+	return hook, orphans, nil
 }
 
 func (j *Job) hook(ctx context.Context, path string, more ...string) (Result, error) {
@@ -217,35 +239,29 @@ func (r *Runner) Outside(ctx context.Context, argv ...string) (Result, error) {
 	if err := os.MkdirAll(r.Root, 0o755); err != nil {
 		return Result{}, err
 	}
-	return r.run(ctx, r.Root, nil, argv...)
+	cmd := exec.CommandContext(ctx, lookup(argv[0], r.Env), argv[1:]...)
+	cmd.Args[0] = argv[0]
+	cmd.Dir, cmd.Env = r.Root, r.Env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.credential()}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	began := time.Now()
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		return Result{}, fmt.Errorf("run %s: %w", argv[0], err)
+	}
+	return Result{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(began)}, nil
 }
 
 func (j *Job) run(ctx context.Context, env []string, argv ...string) (Result, error) {
-	return j.runner.run(ctx, j.Workspace, env, argv...)
+	return j.worker.run(ctx, j.Workspace, slices.Concat(j.runner.Env, env), argv...)
 }
 
-func (r *Runner) run(ctx context.Context, dir string, env []string, argv ...string) (Result, error) {
-	env = slices.Concat(r.Env, env)
-	cmd := exec.CommandContext(ctx, lookup(argv[0], env), argv[1:]...)
-	cmd.Args[0] = argv[0]
-	cmd.Dir, cmd.Env = dir, env
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = 5 * time.Second
-	if r.User != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: r.User, Gid: r.User}}
+func (r *Runner) credential() *syscall.Credential {
+	if r.User == 0 {
+		return nil
 	}
-	began := time.Now()
-	err := cmd.Run()
-	result := Result{Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(began), Held: errors.Is(err, exec.ErrWaitDelay)}
-	if cmd.ProcessState == nil {
-		return result, fmt.Errorf("run %s: %w", argv[0], err)
-	}
-	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if result.Code = status.ExitStatus(); status.Signaled() {
-		result.Code = 128 + int(status.Signal())
-	}
-	return result, nil
+	return &syscall.Credential{Uid: r.User, Gid: r.User}
 }
 
 // lookup finds a command in the PATH of env, not in ours.

@@ -1,9 +1,12 @@
 package runnertest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -32,7 +35,39 @@ func newJob(t *testing.T, started, completed string) *Job {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(j.Kill)
 	return j
+}
+
+func TestStepsAreChildrenOfAProcessNamedRunnerWorker(t *testing.T) {
+	j := newJob(t, "", "")
+	for range 2 {
+		result, err := j.Step(t.Context(), "x", `cat /proc/$PPID/comm; readlink /proc/$PPID/exe; echo $PPID`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("Runner.Worker\n%s\n%d\n", filepath.Join(j.runner.Root, "bin", "Runner.Worker"), j.worker.cmd.Process.Pid)
+		if result.Stdout != want {
+			t.Errorf("parent of a step:\n%s\nwant\n%s", result.Stdout, want)
+		}
+	}
+	j.Kill()
+	if _, err := j.Step(t.Context(), "x", "true"); err == nil {
+		t.Error("a step ran without its Worker")
+	}
+}
+
+func TestArgumentsAndOutputAreKeptByteForByte(t *testing.T) {
+	j := newJob(t, "", "")
+	odd := "it's \"quoted\" $HOME `id` \\ \n\xff ü"
+	result, err := j.Internal(t.Context(), "printf", "%s", odd)
+	if err != nil || result.Stdout != odd {
+		t.Errorf("printf gave %q, %v; want %q", result.Stdout, err, odd)
+	}
+	large, err := j.Step(t.Context(), "x", "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2")
+	if err != nil || len(large.Stdout) != 3_000_000 || len(large.Stderr) != 2_000_000 {
+		t.Errorf("%d and %d bytes, %v; want 3000000 and 2000000", len(large.Stdout), len(large.Stderr), err)
+	}
 }
 
 func TestEachCallerSeesTheEnvironmentThatTheRunnerGivesIt(t *testing.T) {
@@ -93,8 +128,8 @@ env -u RUNNER_TRACKING_ID sleep 300 </dev/null >/dev/null 2>&1 & echo $!`)
 	if err != nil || len(orphans) != 1 || orphans[0] != pids[0]+" sleep" {
 		t.Errorf("killed %q, %v; want only %s sleep", orphans, err, pids[0])
 	}
-	if _, err := j.Internal(t.Context(), "kill", pids[1]); err != nil {
-		t.Error(err)
+	if pid, err := strconv.Atoi(pids[1]); err != nil || syscall.Kill(pid, syscall.SIGKILL) != nil {
+		t.Errorf("process %s without the tracking id is gone (%v)", pids[1], err)
 	}
 }
 
