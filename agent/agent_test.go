@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
@@ -573,4 +574,33 @@ func startTicks(t *testing.T, pid int) uint64 {
 		t.Fatal(err)
 	}
 	return ticks
+}
+
+// TestEndByTheSocket: on a kernel without pidfds of peers, the command's end is the
+// end of file of the socket that it and its children hold.
+func TestEndByTheSocket(t *testing.T) {
+	pair := func() (int, int) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fds[0], fds[1]
+	}
+	ours, theirs := pair()
+	end := &record.End{Source: sourceUnknown}
+	started := monotonic()
+	time.AfterFunc(50*time.Millisecond, func() { unix.Close(theirs) })
+	watchEOF(t.Context(), ours, started, end)
+	if end.Source != sourceEOF || end.DurationNS < 50e6 || end.ExitCode != nil {
+		t.Errorf("end %+v", end)
+	}
+	ours, theirs = pair()
+	defer unix.Close(theirs)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	end = &record.End{Source: sourceUnknown}
+	watchEOF(ctx, ours, started, end)
+	if end.Source != sourceUnknown || end.DurationNS != 0 {
+		t.Errorf("the agent ended first: %+v", end)
+	}
 }

@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"net"
+	"errors"
 	"os"
 	"time"
 	"unsafe"
@@ -25,41 +25,24 @@ const (
 // ends, and from Linux 6.15 on tells the exit status too. Where there is no pidfd, the
 // socket that the shim left open in the command closes with it and with the last of
 // its children that inherited it, which is no earlier.
-func (s *server) watch(ctx context.Context, r *record.Record, conn *net.UnixConn, p peer) {
-	if s.watched.Add(1) > maxWatched {
-		s.watched.Add(-1)
-		s.a.recordEnd(r, &record.End{Source: sourceUnknown}, false)
-		return
-	}
-	defer s.watched.Add(-1)
+func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer) {
 	end := &record.End{Source: sourceUnknown}
-	ended := false
-	if p.pidfd >= 0 {
-		if ended = waitPidfd(ctx, p.pidfd); ended {
-			end.Source = sourcePoll
-			end.DurationNS = monotonic() - r.Invocation.MonoNS
-			if status, ok := exitStatus(ctx, p.pidfd); ok {
-				end.Source = sourceInfo
-				if status.Signaled() {
-					end.Signal = int64(status.Signal())
-				} else {
-					code := int64(status.ExitStatus())
-					end.ExitCode = &code
-				}
-			}
+	if s.watched.Add(1) <= maxWatched {
+		if p.pidfd >= 0 {
+			unix.Close(fd) // or each running command would hold two descriptors here
+			watchPidfd(ctx, p.pidfd, r.Invocation.MonoNS, end)
+		} else {
+			watchEOF(ctx, fd, r.Invocation.MonoNS, end)
 		}
-	} else if ended = waitEOF(ctx, conn); ended {
-		end.Source = sourceEOF
-		end.DurationNS = monotonic() - r.Invocation.MonoNS
+	} else {
+		s.drop(fd, p)
 	}
-	if end.DurationNS < 0 || r.Invocation.MonoNS == 0 {
-		end.DurationNS = 0 // another boot's clock, or none
-	}
-	s.a.recordEnd(r, end, ended)
+	s.watched.Add(-1)
+	s.a.recordEnd(r, end)
 }
 
 // recordEnd writes the invocation.end that belongs to r.
-func (a *Agent) recordEnd(r *record.Record, end *record.End, seen bool) {
+func (a *Agent) recordEnd(r *record.Record, end *record.End) {
 	inv := r.Invocation
 	end.InvocationID, end.Tool, end.Command, end.Images = r.ID, inv.Tool, inv.Command, inv.Images
 	now := a.now()
@@ -67,30 +50,39 @@ func (a *Agent) recordEnd(r *record.Record, end *record.End, seen bool) {
 		ID: record.DeriveID(now, "invocation.end", r.ID), TS: now, Kind: record.KindInvocationEnd,
 		By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host, End: end,
 	})
-	if seen {
+	if end.Source != sourceUnknown {
 		a.intake.count(func(c *Counts) { c.Ends++ })
 	}
 }
 
-// waitPidfd waits until the process of pidfd has ended, and returns false when ctx
-// ends before.
-func waitPidfd(ctx context.Context, pidfd int) bool {
+// watchPidfd waits until the process of pidfd has ended, and closes pidfd. Where ctx
+// ends before, the end stays unknown.
+func watchPidfd(ctx context.Context, pidfd int, started int64, end *record.End) {
 	// The runtime's poller takes it as a non-blocking file: a waiting goroutine, no
 	// thread, for each running command.
-	dup, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	unix.SetNonblock(dup, true)
-	f := os.NewFile(uintptr(dup), "pidfd")
+	unix.SetNonblock(pidfd, true)
+	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
 	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })
 	defer stop()
 	raw, err := f.SyscallConn()
-	if err != nil {
-		return false
+	if err != nil || raw.Read(readable) != nil {
+		return
 	}
-	return raw.Read(readable) == nil
+	end.Source, end.DurationNS = sourcePoll, since(started)
+	raw.Control(func(fd uintptr) {
+		status, ok := exitStatus(ctx, fd)
+		switch {
+		case !ok:
+			return
+		case status.Signaled():
+			end.Signal = int64(status.Signal())
+		default:
+			code := int64(status.ExitStatus())
+			end.ExitCode = &code
+		}
+		end.Source = sourceInfo
+	})
 }
 
 // readable polls once without waiting.
@@ -100,15 +92,26 @@ func readable(fd uintptr) bool {
 	return err == nil && n == 1
 }
 
-// waitEOF waits until every copy of the other end is closed.
-func waitEOF(ctx context.Context, conn *net.UnixConn) bool {
-	conn.SetReadDeadline(time.Time{})
-	if ctx.Err() != nil {
-		return false
-	}
+// watchEOF waits until every copy of the other end is closed, and closes fd.
+func watchEOF(ctx context.Context, fd int, started int64, end *record.End) {
+	unix.SetNonblock(fd, true)
+	f := os.NewFile(uintptr(fd), "command")
+	defer f.Close()
+	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })
+	defer stop()
 	var b [1]byte
-	_, err := conn.Read(b[:])
-	return err != nil && ctx.Err() == nil
+	if _, err := f.Read(b[:]); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		end.Source, end.DurationNS = sourceEOF, since(started)
+	}
+}
+
+// since is the time from started, a reading of CLOCK_MONOTONIC in the caller; 0 where
+// that is no reading of this boot's clock.
+func since(started int64) int64 {
+	if started <= 0 {
+		return 0
+	}
+	return max(monotonic()-started, 0)
 }
 
 // pidfdInfo is struct pidfd_info of linux/pidfd.h in its first form of 64 bytes.
@@ -127,12 +130,12 @@ const (
 // exitStatus asks for the wait status of an ended process. The kernel has it only
 // after the parent has reaped the process, some tenths of a millisecond after its end
 // for a shell, never for a parent that does not wait: then it is given up.
-func exitStatus(ctx context.Context, pidfd int) (unix.WaitStatus, bool) {
+func exitStatus(ctx context.Context, pidfd uintptr) (unix.WaitStatus, bool) {
 	const longest = 2 * time.Second
 	start := time.Now()
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		info := pidfdInfo{mask: pidfdInfoExit}
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, pidfd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
 		switch {
 		case errno == 0 && info.mask&pidfdInfoExit != 0:
 			return unix.WaitStatus(info.exitCode), true

@@ -6,11 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,23 +21,32 @@ import (
 )
 
 const (
-	// maxReading is how many connections are read at the same time. More wait in the
-	// kernel's backlog, where the shim can leave its record and go on.
-	maxReading = 64
-	// readTimeout is how long a connection may hold one of these places without
-	// sending. The shim sends right after connecting.
-	readTimeout = 250 * time.Millisecond
+	// maxSlow is how many connections may wait to send, or talk to the agent, at the
+	// same time. The shim's are none of them: it sends right after connecting.
+	maxSlow = 64
+	// slowTimeout is how long a connection may take to send its first message.
+	slowTimeout = 250 * time.Millisecond
 	// maxWatched is how many running commands are watched for their end; beyond it
 	// an end is recorded as unknown.
 	maxWatched = 4096
+	// backlog is how many shims can leave their records while the agent is stopped;
+	// net.core.somaxconn bounds it.
+	backlog = 4096
 )
 
 // server receives on the agent's socket.
+//
+// One thread accepts, reads, journals and answers, each with a plain blocking call:
+// a docker command waits for that answer, and the way through the runtime's poller
+// and a goroutine of its own took two to three times as long. Whatever may take
+// longer, a sender that has not sent yet, a control message, the end of a command,
+// goes on in a goroutine.
 type server struct {
 	a       *Agent
 	path    string
-	ln      *net.UnixListener
-	reading chan struct{}
+	fd      int
+	buf     [handover.MaxMessage + 1]byte // of the accepting thread; one byte more tells a message too long
+	slow    chan struct{}
 	conns   sync.WaitGroup
 	watched atomic.Int64
 }
@@ -47,96 +55,144 @@ type server struct {
 // that is there is a dead agent's; it is replaced by a rename, and at no moment
 // missing.
 func listen(a *Agent) (*server, error) {
-	path := a.o.Config.Socket()
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
+	s := &server{a: a, path: a.o.Config.Socket(), slow: make(chan struct{}, maxSlow)}
+	if err := s.bind(); err != nil {
+		return nil, fmt.Errorf("make the agent's socket %s: %w", s.path, err)
 	}
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: temp, Net: "unixpacket"})
-	if err != nil {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
-	}
-	ln.SetUnlinkOnClose(false)
-	// Every user of the runner calls docker; what a message may do is decided by the
-	// credentials of its sender.
-	err = os.Chmod(temp, 0o666)
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
-	}
-	return &server{a: a, path: path, ln: ln, reading: make(chan struct{}, maxReading)}, nil
+	return s, nil
 }
 
-// run accepts until ctx ends, then lets those who are being read finish. Watched
-// commands do not hold it up: their ends are recorded as unknown.
-func (s *server) run(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() { s.ln.SetDeadline(time.Now()) })
-	defer stop()
-	for ctx.Err() == nil {
-		s.reading <- struct{}{}
-		conn, err := s.ln.AcceptUnix()
-		if err != nil {
-			<-s.reading
-			if ctx.Err() == nil {
-				// Out of descriptors or memory: the backlog keeps the records.
-				s.a.intake.trouble("accept a connection", err)
-				time.Sleep(10 * time.Millisecond)
-			}
-			continue
-		}
-		s.conns.Go(func() { s.serve(ctx, conn) })
+func (s *server) bind() (err error) {
+	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
+		return err
 	}
-	s.conns.Wait()
+	defer func() {
+		if err != nil {
+			unix.Close(s.fd)
+		}
+	}()
+	temp := s.path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := unix.Bind(s.fd, &unix.SockaddrUnix{Name: temp}); err != nil {
+		return err
+	}
+	// Every user of the runner calls docker; what a message may do is decided by the
+	// credentials of its sender.
+	if err := os.Chmod(temp, 0o666); err != nil {
+		return err
+	}
+	if err := unix.Listen(s.fd, backlog); err != nil {
+		return err
+	}
+	return os.Rename(temp, s.path)
+}
+
+// run receives until ctx ends, then lets the goroutines finish. Watched commands do
+// not hold it up: their ends are recorded as unknown.
+func (s *server) run(ctx context.Context) {
+	// accept(2) returns EINVAL after this, and what waits in the backlog is read first.
+	stop := context.AfterFunc(ctx, func() { unix.Shutdown(s.fd, unix.SHUT_RD) })
+	defer stop()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC)
+		switch {
+		case err == nil:
+			s.receive(ctx, fd)
+		case err == unix.EINTR || err == unix.ECONNABORTED:
+		case ctx.Err() != nil:
+			s.conns.Wait()
+			return
+		default:
+			// Out of descriptors or memory: the backlog keeps the records.
+			s.a.intake.trouble("accept a connection", err)
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 }
 
 func (s *server) close() error {
-	err := s.ln.Close()
-	// The file goes with the agent, so that the shim's connect fails at once; a next
-	// agent may have put its own there already only after this one's lock is gone.
+	err := unix.Close(s.fd)
+	// The file goes with the agent, so that the shim's connect fails at once. A next
+	// agent cannot have put its own there yet: this one still holds the lock.
 	return errors.Join(err, os.Remove(s.path))
 }
 
-var buffers = sync.Pool{New: func() any { return new([handover.MaxMessage]byte) }}
-
-// serve takes one connection. It gives its place among maxReading back before it
-// waits for anything but the sender's message.
-func (s *server) serve(ctx context.Context, conn *net.UnixConn) {
-	defer conn.Close()
-	var once sync.Once
-	release := func() { once.Do(func() { <-s.reading }) }
-	defer release()
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
-	defer stop()
-
-	peer := peerOf(conn)
-	defer peer.close()
-	buf := buffers.Get().(*[handover.MaxMessage]byte)
-	defer buffers.Put(buf)
-	conn.SetReadDeadline(time.Now().Add(readTimeout))
-	n, _, flags, _, err := conn.ReadMsgUnix(buf[:], nil)
-	switch {
-	case err != nil || n == 0:
+// receive takes a new connection. A shim's record is there already, or a moment
+// later.
+func (s *server) receive(ctx context.Context, fd int) {
+	p := peerOf(fd)
+	n, _, err := unix.Recvfrom(fd, s.buf[:], unix.MSG_DONTWAIT)
+	if err == nil {
+		s.message(ctx, fd, s.buf[:n], p)
 		return
-	case flags&unix.MSG_TRUNC != 0:
-		s.refuse("a message is too long", peer)
-	case bytes.HasPrefix(buf[:n], []byte(record.Marker)):
-		r := s.take(buf[:n], conn, peer)
-		release()
-		if r != nil {
-			s.watch(ctx, r, conn, peer)
+	}
+	if err != unix.EAGAIN {
+		s.drop(fd, p)
+		return
+	}
+	s.aside(fd, p, func() {
+		pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(pfd, int(slowTimeout.Milliseconds()))
+		if n != 1 || err != nil {
+			s.drop(fd, p)
+			return
 		}
+		buf := make([]byte, handover.MaxMessage+1)
+		if n, _, err = unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT); err != nil {
+			s.drop(fd, p)
+			return
+		}
+		s.message(ctx, fd, buf[:n], p)
+	})
+}
+
+// aside does something slow with a connection in a goroutine, where there is a place
+// for it.
+func (s *server) aside(fd int, p peer, do func()) {
+	select {
+	case s.slow <- struct{}{}:
+		s.conns.Go(func() {
+			defer func() { <-s.slow }()
+			do()
+		})
 	default:
-		release()
-		s.control(ctx, conn, buf[:n], peer)
+		s.drop(fd, p)
+	}
+}
+
+func (s *server) drop(fd int, p peer) {
+	unix.Close(fd)
+	p.close()
+}
+
+// message takes the first message of a connection, and the connection with it.
+func (s *server) message(ctx context.Context, fd int, msg []byte, p peer) {
+	switch {
+	case len(msg) == 0:
+		s.drop(fd, p)
+	case len(msg) > handover.MaxMessage:
+		s.refuse("a message is too long", p)
+		s.drop(fd, p)
+	case bytes.HasPrefix(msg, []byte(record.Marker)):
+		r := s.take(msg, fd, p)
+		if r == nil {
+			s.drop(fd, p)
+			return
+		}
+		s.conns.Go(func() { s.watch(ctx, r, fd, p) })
+	default:
+		first := bytes.Clone(msg)
+		s.aside(fd, p, func() { s.control(ctx, fd, first, p) })
 	}
 }
 
 // take brings a shim's record into the journal, answers, and returns the record
 // where its end is to be watched.
-func (s *server) take(line []byte, conn *net.UnixConn, peer peer) *record.Record {
+func (s *server) take(line []byte, fd int, peer peer) *record.Record {
 	r := new(record.Record)
 	if err := s.a.decodeInvocation(line, r); err != nil {
 		s.refuse(err.Error(), peer)
@@ -159,8 +215,8 @@ func (s *server) take(line []byte, conn *net.UnixConn, peer peer) *record.Record
 	if peer.pidfd < 0 {
 		ack = handover.AckKeep
 	}
-	conn.SetWriteDeadline(time.Now().Add(readTimeout))
-	conn.Write([]byte{ack})
+	// The sender's buffer is empty, so this cannot wait; the sender may be gone.
+	unix.SendmsgN(fd, []byte{ack}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return r
 }
 
@@ -199,7 +255,13 @@ func (s *server) refuse(why string, peer peer) {
 }
 
 // control answers control messages until the other side closes.
-func (s *server) control(ctx context.Context, conn *net.UnixConn, first []byte, peer peer) {
+func (s *server) control(ctx context.Context, fd int, first []byte, p peer) {
+	defer p.close()
+	unix.SetNonblock(fd, true)
+	conn := os.NewFile(uintptr(fd), "control")
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
+	defer stop()
 	buf := make([]byte, maxControl)
 	for msg := first; ; {
 		var q request
@@ -207,7 +269,7 @@ func (s *server) control(ctx context.Context, conn *net.UnixConn, first []byte, 
 		if err := json.Unmarshal(msg, &q); err != nil {
 			r.Error = "not a control message"
 		} else {
-			r = s.answer(ctx, q, peer)
+			r = s.answer(ctx, q, p)
 		}
 		b, err := json.Marshal(r)
 		if err != nil {
@@ -280,23 +342,16 @@ type peer struct {
 // every architecture.
 const soPeerPIDFD = 77
 
-func peerOf(conn *net.UnixConn) peer {
+func peerOf(fd int) peer {
 	p := peer{pidfd: -1}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return p
+	if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		p.cred, p.known = *cred, true
 	}
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			p.cred, p.known = *cred, true
-		}
-		// EINVAL where the sender was reaped already (before Linux 6.16), ENOPROTOOPT
-		// before 6.5.
-		if pidfd, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, soPeerPIDFD); err == nil {
-			p.pidfd = pidfd
-			syscall.CloseOnExec(pidfd)
-		}
-	})
+	// EINVAL where the sender was reaped already (before Linux 6.16), ENOPROTOOPT
+	// before 6.5. The kernel sets close-on-exec on it.
+	if pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPeerPIDFD); err == nil {
+		p.pidfd = pidfd
+	}
 	return p
 }
 
