@@ -142,7 +142,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	stopSinks()
 	sinksDone.Wait()
 	err = errors.Join(err, a.close())
-	a.log.Info("agent ended", "error", err)
+	if err != nil {
+		a.log.Error("agent ended", "error", err)
+	} else {
+		a.log.Info("agent ended")
+	}
 	return err
 }
 

@@ -49,6 +49,7 @@ func (a *Agent) Status() Status {
 		s := a.events.Status()
 		st.Events = &s
 	}
+	st.Sinks = make([]sinks.Status, 0, len(a.pumps))
 	for _, p := range a.pumps {
 		st.Sinks = append(st.Sinks, p.Status())
 	}

@@ -59,22 +59,22 @@ type Options struct {
 
 // Status is what a Streamer is doing. Times are the daemon's unless said.
 type Status struct {
-	Host          string        // the daemon's address
-	Connected     bool          // a stream is open
-	Engine        string        // the daemon's id
-	ServerVersion string        // the daemon's version
-	APIVersion    string        // the negotiated API version
-	Waited        time.Duration // how long the first connection had to wait for the daemon
-	Sessions      int64         // streams opened
-	Events        int64         // events handed out
-	Replayed      int64         // of these, read again from the daemon's buffer
-	Duplicates    int64         // events of a replay that were known already
-	Unreadable    int64         // lines that were no event
-	Dropped       int64         // events dropped because the queue was full
-	Gaps          int64         // losses reported because a replay did not reach back
-	Queued        int           // events waiting now
-	LastEvent     time.Time     // time of the last event handed out
-	Error         string        // why it is not connected
+	Host          string        `json:"host"`                     // the daemon's address
+	Connected     bool          `json:"connected"`                // a stream is open
+	Engine        string        `json:"engine,omitempty"`         // the daemon's id
+	ServerVersion string        `json:"server_version,omitempty"` // the daemon's version
+	APIVersion    string        `json:"api_version,omitempty"`    // the negotiated API version
+	Waited        time.Duration `json:"waited_ns,omitempty"`      // how long the first connection had to wait for the daemon
+	Sessions      int64         `json:"sessions"`                 // streams opened
+	Events        int64         `json:"events"`                   // events handed out
+	Replayed      int64         `json:"replayed"`                 // of these, read again from the daemon's buffer
+	Duplicates    int64         `json:"duplicates"`               // events of a replay that were known already
+	Unreadable    int64         `json:"unreadable"`               // lines that were no event
+	Dropped       int64         `json:"dropped"`                  // events dropped because the queue was full
+	Gaps          int64         `json:"gaps"`                     // losses reported because a replay did not reach back
+	Queued        int           `json:"queued"`                   // events waiting now
+	LastEvent     time.Time     `json:"last_event,omitzero"`      // time of the last event handed out
+	Error         string        `json:"error,omitempty"`          // why it is not connected
 }
 
 // Streamer reads the events of one daemon. Run it once; Status may be called at

@@ -86,10 +86,10 @@ type Drops struct {
 	// Payloads are datagrams, of up to some dozen samples each, that were not
 	// written because the agent was absent or slow. Of UDP to another host no one
 	// ever knows.
-	Payloads int64
+	Payloads int64 `json:"payloads"`
 	// Samples are samples that were not taken because the agent's host name could
 	// not be resolved yet.
-	Samples int64
+	Samples int64 `json:"samples"`
 }
 
 // Emitter sends metrics. Its methods are safe for concurrent use.
