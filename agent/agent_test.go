@@ -356,6 +356,26 @@ func TestWhoseCallItIs(t *testing.T) {
 	}
 }
 
+// TestTwoJobsAtOnce: with two runners on one machine, what names no job could be
+// either's; it is nobody's, and counts as unattributed.
+func TestTwoJobsAtOnce(t *testing.T) {
+	o := options(t)
+	seal(t, o, "github_a", "octo/shop", "42")
+	if _, err := o.Store.Seal(hook.Context{CI: record.CI{Repository: "octo/web", RunID: "43", TrackingID: "github_b", Runner: &record.Runner{Name: "runner-2"}}, Started: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, o)
+	defer r.end()
+	id, _, _ := r.call(nil, "0")
+	if rec := r.waitFor(1, "a call that names no job", func(rec *record.Record) bool { return rec.ID == id })[0]; rec.OutsideJob || rec.CI != nil || rec.By != record.ByNone {
+		t.Errorf("%s", record.Append(nil, &rec))
+	}
+	id, _, _ = r.call([]string{"RUNNER_TRACKING_ID=github_b"}, "0")
+	if rec := r.waitFor(1, "a call of the second job", func(rec *record.Record) bool { return rec.ID == id })[0]; rec.By != record.BySealed || rec.CI.Repository != "octo/web" {
+		t.Errorf("%s", record.Append(nil, &rec))
+	}
+}
+
 // TestStoppedAgent: records that the agent did not answer in time come by socket and
 // by file, and are counted once.
 func TestStoppedAgent(t *testing.T) {

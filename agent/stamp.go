@@ -2,6 +2,7 @@ package agent
 
 import (
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +51,12 @@ func (c *contexts) add(added hook.Context) {
 
 func (c *contexts) active() *hook.Context { return c.all().Active() }
 
+// noneAt tells whether no job that was sealed here ran at t. Where several did, a
+// record that names none of them is unattributed, not outside.
+func (c *contexts) noneAt(t time.Time) bool {
+	return !slices.ContainsFunc(c.all(), func(c hook.Context) bool { return c.Covers(t) })
+}
+
 // stamp gives an invocation its job. The sealed context of the caller's tracking id
 // decides; without one that of the only job that ran at the time. What the caller
 // itself claims stays visible where it disagrees.
@@ -62,7 +69,7 @@ func (a *Agent) stamp(r *record.Record) {
 	c, match := a.contexts.all().Find(trackingID, r.TS)
 	if match == hook.MatchNone {
 		// The shim's own word is all there is: environment, or none.
-		r.OutsideJob = r.By == record.ByNone && claim == nil
+		r.OutsideJob = r.By == record.ByNone && claim == nil && a.contexts.noneAt(r.TS)
 		return
 	}
 	ci := c.CI
@@ -110,7 +117,7 @@ func disagree(sealed, claim *record.CI) bool {
 func (a *Agent) stampByTime(r *record.Record) {
 	c, match := a.contexts.all().Find("", r.TS)
 	if match == hook.MatchNone {
-		r.By, r.OutsideJob = record.ByNone, len(a.contexts.all()) == 0 || a.contexts.active() == nil
+		r.By, r.OutsideJob = record.ByNone, a.contexts.noneAt(r.TS)
 		return
 	}
 	ci := c.CI
