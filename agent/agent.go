@@ -341,13 +341,29 @@ func (a *Agent) jobStart(c hook.Context) {
 	a.jobEnded = time.Time{}
 	a.mu.Unlock()
 	a.contexts.add(c)
+	for _, old := range a.contexts.all() {
+		// Sealing a job closes those that its runner left open, at its own start.
+		if old.Outcome == hook.Superseded && old.Ended.Equal(c.Started) {
+			a.recordJobEnd(old, hook.Superseded)
+		}
+	}
 	a.intake.keep(&record.Record{
 		ID: record.DeriveID(c.Started, "job.start", c.Key), TS: c.Started, Kind: record.KindJobStart, By: record.BySealed, CI: &c.CI,
 		Job: &record.Job{Started: c.Started, Version: c.Version},
 	})
 }
 
+// jobEnd records that a job ended, and lets the agent end with it.
 func (a *Agent) jobEnd(c hook.Context, outcome string) {
+	a.recordJobEnd(c, outcome)
+	if a.o.ExitOnJobEnd {
+		a.mu.Lock()
+		a.jobEnded = a.now()
+		a.mu.Unlock()
+	}
+}
+
+func (a *Agent) recordJobEnd(c hook.Context, outcome string) {
 	ended := c.Ended
 	if ended.IsZero() {
 		ended = a.now()
@@ -356,9 +372,4 @@ func (a *Agent) jobEnd(c hook.Context, outcome string) {
 		ID: record.DeriveID(c.Started, "job.end", c.Key), TS: ended, Kind: record.KindJobEnd, By: record.BySealed, CI: &c.CI,
 		Job: &record.Job{Outcome: outcome, Started: c.Started, DurationNS: int64(ended.Sub(c.Started)), Version: c.Version},
 	})
-	if a.o.ExitOnJobEnd {
-		a.mu.Lock()
-		a.jobEnded = a.now()
-		a.mu.Unlock()
-	}
 }

@@ -376,6 +376,33 @@ func TestTwoJobsAtOnce(t *testing.T) {
 	}
 }
 
+// TestTheNextJobSupersedes: a job whose end nobody told is closed when the next one
+// of its runner begins, and its records stay its own (HK-07).
+func TestTheNextJobSupersedes(t *testing.T) {
+	o := options(t)
+	seal(t, o, "github_a", "octo/shop", "42")
+	r := start(t, o)
+	defer r.end()
+	r.waitFor(1, "job.start", kind(record.KindJobStart))
+	c := seal(t, o, "github_b", "octo/web", "43")
+	client, err := Dial(t.Context(), o.Config.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.JobStart(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	end := r.waitFor(1, "job.end", kind(record.KindJobEnd))[0]
+	if end.Job.Outcome != hook.Superseded || end.CI.Repository != "octo/shop" || !end.TS.Equal(c.Started) {
+		t.Errorf("%s", record.Append(nil, &end))
+	}
+	id, _, _ := r.call(nil, "0")
+	if rec := r.waitFor(1, "a call of the next job", func(rec *record.Record) bool { return rec.ID == id })[0]; rec.CI == nil || rec.CI.Repository != "octo/web" {
+		t.Errorf("%s", record.Append(nil, &rec))
+	}
+}
+
 // TestStoppedAgent: records that the agent did not answer in time come by socket and
 // by file, and are counted once.
 func TestStoppedAgent(t *testing.T) {
