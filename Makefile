@@ -62,7 +62,7 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 
 .PHONY: e2e
 e2e: build ## End-to-end tests on a private Docker daemon (root)
-	TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
+	TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
 
 .PHONY: bench
 bench: build ## What the shim adds to a command, beside a shell wrapper, in one interleaved run
