@@ -154,6 +154,11 @@ func (s *spool) takeFile(name string) (changed bool) {
 	if file == nil {
 		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 		if err != nil {
+			if !s.warned[path] && errors.Is(err, os.ErrPermission) {
+				// The file of a uid that is neither the agent's nor root's: only root
+				// can read it.
+				s.a.intake.loss(record.Loss{Cause: "unreadable_file", Count: -1, Source: "spool", To: s.a.now(), Detail: name + " belongs to another user; run the agent as root to read it"})
+			}
 			s.warn(path, err)
 			return false
 		}
