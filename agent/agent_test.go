@@ -75,7 +75,7 @@ type running struct {
 	done  chan error
 }
 
-func options(t *testing.T) Options {
+func options(t testing.TB) Options {
 	t.Helper()
 	run, err := os.MkdirTemp("/dev/shm", "agent")
 	if err != nil {
