@@ -73,7 +73,7 @@ type Job struct {
 	Started    Result   // of the job-started hook
 
 	runner *Runner
-	worker *worker
+	worker *worker         // nil where this process is the Worker
 	before map[string]bool // processes that ran before the job, as pid_name
 }
 
@@ -166,8 +166,10 @@ func (r *Runner) Start(ctx context.Context, spec Spec) (*Job, error) {
 		"RUNNER_TRACKING_ID=" + j.TrackingID, "GITHUB_ACTIONS=true", "CI=true",
 	}
 	var err error
-	if j.worker, err = startWorker(r); err != nil {
-		return nil, err
+	if !isWorker() {
+		if j.worker, err = startWorker(r); err != nil {
+			return nil, err
+		}
 	}
 	j.Started, err = j.hook(ctx, r.HookStarted)
 	return j, err
@@ -176,7 +178,11 @@ func (r *Runner) Start(ctx context.Context, spec Spec) (*Job, error) {
 // Kill ends the runner's Worker and the running step with SIGKILL, as the end of a
 // pod does: no job-completed hook runs, and no orphan is looked for. It may be called
 // at any time, also after Complete.
-func (j *Job) Kill() { j.worker.kill() }
+func (j *Job) Kill() {
+	if j.worker != nil {
+		j.worker.kill()
+	}
+}
 
 // number9 makes a stable number with nine digits of a name, where the server would
 // have given one.
@@ -197,7 +203,9 @@ func (j *Job) Complete(ctx context.Context) (hook Result, orphans []string, err 
 		return hook, nil, err
 	}
 	orphans = j.killOrphans()
-	j.worker.end()
+	if j.worker != nil {
+		j.worker.end()
+	}
 	return hook, orphans, nil
 }
 
@@ -239,22 +247,37 @@ func (r *Runner) Outside(ctx context.Context, argv ...string) (Result, error) {
 	if err := os.MkdirAll(r.Root, 0o755); err != nil {
 		return Result{}, err
 	}
-	cmd := exec.CommandContext(ctx, lookup(argv[0], r.Env), argv[1:]...)
-	cmd.Args[0] = argv[0]
-	cmd.Dir, cmd.Env = r.Root, r.Env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.credential()}
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	began := time.Now()
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		return Result{}, fmt.Errorf("run %s: %w", argv[0], err)
-	}
-	return Result{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(began)}, nil
+	return r.child(ctx, r.Root, r.Env, argv...)
 }
 
 func (j *Job) run(ctx context.Context, env []string, argv ...string) (Result, error) {
-	return j.worker.run(ctx, j.Workspace, slices.Concat(j.runner.Env, env), argv...)
+	env = slices.Concat(j.runner.Env, env)
+	if j.worker == nil {
+		return j.runner.child(ctx, j.Workspace, env, argv...)
+	}
+	return j.worker.run(ctx, j.Workspace, env, argv...)
+}
+
+// child runs a command as a child of this process.
+func (r *Runner) child(ctx context.Context, dir string, env []string, argv ...string) (Result, error) {
+	cmd := exec.CommandContext(ctx, lookup(argv[0], env), argv[1:]...)
+	cmd.Args[0] = argv[0]
+	cmd.Dir, cmd.Env = dir, env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.credential()}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = drain
+	began := time.Now()
+	err := cmd.Run()
+	result := Result{Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(began), Held: errors.Is(err, exec.ErrWaitDelay)}
+	if cmd.ProcessState == nil {
+		return result, fmt.Errorf("run %s: %w", argv[0], err)
+	}
+	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if result.Code = status.ExitStatus(); status.Signaled() {
+		result.Code = 128 + int(status.Signal())
+	}
+	return result, nil
 }
 
 func (r *Runner) credential() *syscall.Credential {

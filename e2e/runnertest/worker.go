@@ -34,6 +34,13 @@ type worker struct {
 // of the process (ProcessInvoker.cs).
 const drain = 5 * time.Second
 
+// isWorker reports whether this process stands for the Worker itself: a test that
+// needs a Worker of its own making runs the jobs in it.
+func isWorker() bool {
+	comm, err := os.ReadFile("/proc/self/comm")
+	return err == nil && strings.TrimSpace(string(comm)) == "Runner.Worker"
+}
+
 func startWorker(r *Runner) (*worker, error) {
 	bash, err := exec.LookPath("bash")
 	if err != nil {
