@@ -448,6 +448,41 @@ func TestStoppedAgent(t *testing.T) {
 	}
 }
 
+// TestEndOfASpooledCommand: a command whose record came by file, because it began
+// before the agent, has its end seen too while it still runs.
+func TestEndOfASpooledCommand(t *testing.T) {
+	o := options(t)
+	os.Mkdir(o.Config.Spool(), 0o733)
+	cmd := exec.Command(os.Args[0], "sleep:1500ms")
+	cmd.Env = []string{"AGENT_TEST_COMMAND=" + o.Config.RunDir}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var id string
+	var result handover.Result
+	if _, err := fmt.Fscan(out, &id, &result); err != nil || result != handover.Spooled {
+		t.Fatalf("the command said %q %d, %v", id, result, err)
+	}
+	r := start(t, o)
+	defer r.end()
+	r.waitFor(1, "invocation", kind(record.KindInvocation))
+	cmd.Wait()
+	end := r.waitFor(1, "end", kind(record.KindInvocationEnd))[0].End
+	if end.InvocationID != id || end.DurationNS < 1500e6 {
+		t.Errorf("end %+v", end)
+	}
+	if kernelAtLeast(6, 15) && (end.ExitCode == nil || *end.ExitCode != 0) {
+		t.Errorf("exit code %v by %s", end.ExitCode, end.Source)
+	}
+	if started, ok := processStart(os.Getpid()); !ok || started > monotonic() || started < 0 {
+		t.Errorf("this process started at %d, it is %d now", started, monotonic())
+	}
+}
+
 // TestSpoolAfterAKill: an agent that starts over a spool and a journal of a dead one
 // takes each record once, and what shims could not write is a loss.
 func TestSpoolAfterAKill(t *testing.T) {
@@ -518,7 +553,7 @@ func TestWhatTheSocketRefuses(t *testing.T) {
 		if msg != "" {
 			conn.Write([]byte(msg))
 		}
-		conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(slowTimeout + 5*time.Second))
 		var ack [1]byte
 		if n, err := conn.Read(ack[:]); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: answered %q, %v", name, ack[:n], err)
@@ -636,7 +671,8 @@ func TestEndByTheSocket(t *testing.T) {
 	ours, theirs := pair()
 	end := &record.End{Source: sourceUnknown}
 	started := monotonic()
-	time.AfterFunc(50*time.Millisecond, func() { unix.Close(theirs) })
+	other := theirs
+	time.AfterFunc(50*time.Millisecond, func() { unix.Close(other) })
 	watchEOF(t.Context(), ours, started, end)
 	if end.Source != sourceEOF || end.DurationNS < 50e6 || end.ExitCode != nil {
 		t.Errorf("end %+v", end)

@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -41,13 +45,62 @@ func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer) {
 	s.a.recordEnd(r, end)
 }
 
-// recordEnd writes the invocation.end that belongs to r.
+// watch watches the command of a record that came by an append file, where the
+// command still runs. Its process is the one of that pid that was there before the
+// record: a pid is used again only by a process that starts later.
+func (s *spool) watch(r *record.Record) {
+	inv, watched := r.Invocation, &s.a.server.watched
+	if s.ctx == nil || s.ctx.Err() != nil || inv.PID <= 0 || inv.MonoNS <= 0 || watched.Load() >= maxWatched {
+		return
+	}
+	pidfd, err := unix.PidfdOpen(int(inv.PID), 0)
+	if err != nil {
+		return // it has ended, or lives in another pid namespace
+	}
+	started, ok := processStart(int(inv.PID))
+	if !ok || started > inv.MonoNS {
+		unix.Close(pidfd)
+		return
+	}
+	watched.Add(1)
+	s.watching.Go(func() {
+		defer watched.Add(-1)
+		end := &record.End{Source: sourceUnknown}
+		watchPidfd(s.ctx, pidfd, inv.MonoNS, end)
+		s.a.recordEnd(r, end)
+	})
+}
+
+// processStart returns when a process started, on CLOCK_MONOTONIC in nanoseconds.
+// /proc/<pid>/stat counts from boot in ticks of 10 ms (USER_HZ), suspended time
+// included.
+func processStart(pid int) (int64, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	// The name, in parentheses, may hold anything; starttime is the 20th field after it.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, false
+	}
+	ticks, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return 0, false
+	}
+	var boot unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+	return ticks*10e6 - (boot.Nano() - monotonic()), true
+}
+
+// recordEnd writes the invocation.end that belongs to r. Its id follows from the
+// invocation's, because a record that came by socket and by file is watched twice.
 func (a *Agent) recordEnd(r *record.Record, end *record.End) {
 	inv := r.Invocation
 	end.InvocationID, end.Tool, end.Command, end.Images = r.ID, inv.Tool, inv.Command, inv.Images
 	now := a.now()
 	a.intake.keep(&record.Record{
-		ID: record.DeriveID(now, "invocation.end", r.ID), TS: now, Kind: record.KindInvocationEnd,
+		ID: record.DeriveID(r.TS, "invocation.end", r.ID), TS: now, Kind: record.KindInvocationEnd,
 		By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host, End: end,
 	})
 	if end.Source != sourceUnknown {

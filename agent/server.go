@@ -22,10 +22,11 @@ import (
 
 const (
 	// maxSlow is how many connections may wait to send, or talk to the agent, at the
-	// same time. The shim's are none of them: it sends right after connecting.
-	maxSlow = 64
+	// same time. The shim sends right after connecting, so it is one of them only where
+	// the machine is so busy that it lost its processor in between.
+	maxSlow = 256
 	// slowTimeout is how long a connection may take to send its first message.
-	slowTimeout = 250 * time.Millisecond
+	slowTimeout = 2 * time.Second
 	// maxWatched is how many running commands are watched for their end; beyond it
 	// an end is recorded as unknown.
 	maxWatched = 4096

@@ -47,9 +47,12 @@ type spool struct {
 	statePath string
 
 	mu     sync.Mutex
+	ctx    context.Context       // of run, for the commands that are watched
 	files  map[string]*spoolFile // by name
 	state  spoolState
 	warned map[string]bool
+
+	watching sync.WaitGroup // commands whose end is waited for; none is added after ctx ended
 }
 
 // spoolState is what a next agent needs to know.
@@ -93,6 +96,9 @@ func openSpool(a *Agent) *spool {
 }
 
 func (s *spool) run(ctx context.Context) {
+	s.mu.Lock()
+	s.ctx = ctx
+	s.mu.Unlock()
 	t := time.NewTicker(spoolEvery)
 	defer t.Stop()
 	for {
@@ -100,6 +106,7 @@ func (s *spool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			s.scan()
+			s.watching.Wait()
 			return
 		case <-t.C:
 		}
@@ -254,6 +261,9 @@ func (s *spool) read(name string, file *spoolFile) error {
 					return err
 				}
 				s.a.intake.count(func(c *Counts) { c.Spooled += int64(len(batch)) })
+				for _, r := range batch {
+					s.watch(r)
+				}
 				batch = batch[:0:0]
 			}
 			file.pos.Offset += int64(upto - taken)

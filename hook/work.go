@@ -18,6 +18,8 @@ const (
 	agentTimeout = 300 * time.Millisecond
 	// agentStart is what job-completed waits for an agent that it had to start.
 	agentStart = time.Second
+	// agentListens is what job-started waits for the agent that it has started.
+	agentListens = 150 * time.Millisecond
 	// lateAfter is when a worker begins to doubt that its job still runs. Before that, a
 	// context that seems to have begun later shows a clock that was set back.
 	lateAfter = 2 * time.Second
@@ -106,7 +108,14 @@ func (o *Options) workStarted(ctx context.Context, req request) error {
 	}
 	err = o.tell(ctx, func(ctx context.Context, a Agent) error { return a.JobStart(ctx, c) })
 	if errors.Is(err, errNoAgent) {
-		err = o.launchAgent()
+		if err = o.launchAgent(); err == nil && o.Connect != nil && len(o.Agent) > 0 {
+			// The job's first docker call may come at once. An agent that does not
+			// listen yet is no error: that call's record waits in the spool, and has no
+			// exit code if it ends before the agent comes.
+			if a, err := o.await(ctx, agentListens); err == nil {
+				a.Close()
+			}
+		}
 	}
 	return errors.Join(append(errs, err)...)
 }
@@ -197,7 +206,7 @@ func (o *Options) endAndFlush(ctx context.Context, c *Context, start bool) error
 		if err := o.launchAgent(); err != nil {
 			return err
 		}
-		a, err = o.await(ctx)
+		a, err = o.await(ctx, agentStart)
 	}
 	if err != nil {
 		if !start || o.Connect == nil {
@@ -216,8 +225,8 @@ func (o *Options) endAndFlush(ctx context.Context, c *Context, start bool) error
 }
 
 // await connects to an agent that is starting.
-func (o *Options) await(ctx context.Context) (Agent, error) {
-	ctx, cancel := context.WithTimeout(ctx, agentStart)
+func (o *Options) await(ctx context.Context, longest time.Duration) (Agent, error) {
+	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	var why error
 	for {
@@ -231,7 +240,7 @@ func (o *Options) await(ctx context.Context) (Agent, error) {
 		select {
 		case <-ctx.Done():
 			return nil, why
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }

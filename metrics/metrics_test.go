@@ -460,14 +460,16 @@ func TestStuckAgent(t *testing.T) {
 			e.Observe(event("image", "pull", "", ci))
 			worst = max(worst, time.Since(begin))
 		}
-		if worst > 250*time.Millisecond {
+		// Waiting for the agent would take the client's write timeout, 100 ms, for each
+		// of hundreds of payloads; a busy machine alone may take some of one.
+		if worst > 3*time.Second {
 			t.Errorf("%s: one Observe took %v", addr, worst)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 		begin := time.Now()
 		err := e.Close(ctx)
 		cancel()
-		if took := time.Since(begin); took > 600*time.Millisecond {
+		if took := time.Since(begin); took > 3*time.Second {
 			t.Errorf("%s: Close took %v", addr, took)
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
