@@ -7,8 +7,8 @@ import "github.com/tallyman-ci/tallyman/record"
 var knownRecord = []string{"id", "ts", "kind", "schema", "by", "outside_job", "ci", "claim", "host", "invocation", "end", "event", "loss", "job"}
 
 func (d *decoder) objectRecord(v *record.Record) {
-	d.object(&v.Unknown, knownRecord, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownRecord, func(key []byte) bool {
+		switch string(key) {
 		case "id":
 			v.ID = d.string()
 		case "ts":
@@ -79,8 +79,8 @@ func (d *decoder) objectRecord(v *record.Record) {
 var knownCI = []string{"repository", "repository_id", "owner", "owner_id", "workflow", "workflow_ref", "workflow_sha", "job", "job_id", "job_name", "job_url", "job_workflow_ref", "orchestration_id", "run_id", "run_number", "run_attempt", "event_name", "ref", "head_ref", "sha", "actor", "triggering_actor", "step", "action_repository", "action_ref", "tracking_id", "runner"}
 
 func (d *decoder) objectCI(v *record.CI) {
-	d.object(&v.Unknown, knownCI, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownCI, func(key []byte) bool {
+		switch string(key) {
 		case "repository":
 			v.Repository = d.string()
 		case "repository_id":
@@ -149,8 +149,8 @@ func (d *decoder) objectCI(v *record.CI) {
 var knownRunner = []string{"name", "os", "arch", "environment", "labels"}
 
 func (d *decoder) objectRunner(v *record.Runner) {
-	d.object(&v.Unknown, knownRunner, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownRunner, func(key []byte) bool {
+		switch string(key) {
 		case "name":
 			v.Name = d.string()
 		case "os":
@@ -172,8 +172,8 @@ func (d *decoder) objectRunner(v *record.Runner) {
 var knownHost = []string{"name", "pod", "namespace", "node", "boot_id"}
 
 func (d *decoder) objectHost(v *record.Host) {
-	d.object(&v.Unknown, knownHost, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownHost, func(key []byte) bool {
+		switch string(key) {
 		case "name":
 			v.Name = d.string()
 		case "pod":
@@ -194,8 +194,8 @@ func (d *decoder) objectHost(v *record.Host) {
 var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
 
 func (d *decoder) objectInvocation(v *record.Invocation) {
-	d.object(&v.Unknown, knownInvocation, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownInvocation, func(key []byte) bool {
+		switch string(key) {
 		case "tool":
 			v.Tool = d.string()
 		case "command":
@@ -248,8 +248,8 @@ func (d *decoder) objectInvocation(v *record.Invocation) {
 var knownEnd = []string{"invocation_id", "tool", "command", "images", "duration_ns", "exit_code", "signal", "source"}
 
 func (d *decoder) objectEnd(v *record.End) {
-	d.object(&v.Unknown, knownEnd, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownEnd, func(key []byte) bool {
+		switch string(key) {
 		case "invocation_id":
 			v.InvocationID = d.string()
 		case "tool":
@@ -277,8 +277,8 @@ func (d *decoder) objectEnd(v *record.End) {
 var knownEvent = []string{"type", "action", "detail", "scope", "actor_id", "image", "name", "time_nano", "received", "exit_code", "duration_ns", "oom", "signal", "exec_id", "driver", "container", "reclaimed_bytes", "runner_made", "labels", "replayed", "engine"}
 
 func (d *decoder) objectEvent(v *record.Event) {
-	d.object(&v.Unknown, knownEvent, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownEvent, func(key []byte) bool {
+		switch string(key) {
 		case "type":
 			v.Type = d.string()
 		case "action":
@@ -336,8 +336,8 @@ func (d *decoder) objectEvent(v *record.Event) {
 var knownAttr = []string{"key", "value"}
 
 func (d *decoder) objectAttr(v *record.Attr) {
-	d.object(&v.Unknown, knownAttr, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownAttr, func(key []byte) bool {
+		switch string(key) {
 		case "key":
 			v.Key = d.string()
 		case "value":
@@ -352,8 +352,8 @@ func (d *decoder) objectAttr(v *record.Attr) {
 var knownLoss = []string{"cause", "count", "from", "to", "source", "detail"}
 
 func (d *decoder) objectLoss(v *record.Loss) {
-	d.object(&v.Unknown, knownLoss, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownLoss, func(key []byte) bool {
+		switch string(key) {
 		case "cause":
 			v.Cause = d.string()
 		case "count":
@@ -376,8 +376,8 @@ func (d *decoder) objectLoss(v *record.Loss) {
 var knownJob = []string{"outcome", "started", "duration_ns", "version"}
 
 func (d *decoder) objectJob(v *record.Job) {
-	d.object(&v.Unknown, knownJob, func(key string) bool {
-		switch key {
+	d.object(&v.Unknown, knownJob, func(key []byte) bool {
+		switch string(key) {
 		case "outcome":
 			v.Outcome = d.string()
 		case "started":

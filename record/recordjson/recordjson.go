@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/tallyman-ci/tallyman/record"
 )
@@ -29,6 +30,9 @@ var ErrSyntax = errors.New("not a JSON object")
 // twice the last one counts.
 func Unmarshal(line []byte, r *record.Record) error {
 	*r = record.Record{}
+	if !utf8.Valid(line) {
+		line = bytes.ToValidUTF8(line, []byte("\ufffd"))
+	}
 	// Valid first: the decoder below may then walk without checking the syntax.
 	if !json.Valid(line) {
 		return fmt.Errorf("decode record: %w", ErrSyntax)
@@ -49,7 +53,7 @@ func Unmarshal(line []byte, r *record.Record) error {
 type decoder struct {
 	data []byte
 	pos  int
-	key  string // the member being decoded, for errors
+	key  []byte // the member being decoded, for errors
 	err  error
 }
 
@@ -75,7 +79,7 @@ func (d *decoder) fail(want string) {
 // not know the key, the member is kept in unknown. A key that differs from a known
 // one in case alone is dropped: BigQuery's columns and many JSON libraries do not
 // tell the two apart, and would let the second replace the first.
-func (d *decoder) object(unknown *[]byte, known []string, member func(key string) bool) {
+func (d *decoder) object(unknown *[]byte, known []string, member func(key []byte) bool) {
 	if d.data[d.pos] != '{' {
 		d.fail("an object")
 		return
@@ -92,9 +96,12 @@ func (d *decoder) object(unknown *[]byte, known []string, member func(key string
 			continue
 		}
 		start := d.pos
-		d.skip()
+		d.skipString()
 		rawKey := d.data[start:d.pos]
-		key := unquote(rawKey)
+		key := rawKey[1 : len(rawKey)-1]
+		if bytes.IndexByte(key, '\\') >= 0 {
+			key = []byte(unquote(rawKey))
+		}
 		d.space()
 		d.pos++ // the colon
 		d.space()
@@ -104,7 +111,7 @@ func (d *decoder) object(unknown *[]byte, known []string, member func(key string
 			continue
 		}
 		d.skip()
-		if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, key) }) {
+		if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, string(key)) }) {
 			*unknown = append(append(append(append(*unknown, ','), rawKey...), ':'), d.data[value:d.pos]...)
 		}
 	}
@@ -151,15 +158,14 @@ func (d *decoder) string() string {
 		return ""
 	}
 	start := d.pos
-	d.skip()
-	raw := d.data[start:d.pos]
-	return unquote(raw)
+	d.skipString()
+	return unquote(d.data[start:d.pos])
 }
 
 // unquote returns the string that a valid JSON string stands for.
 func unquote(raw []byte) string {
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return strings.ToValidUTF8(string(raw[1:len(raw)-1]), "\ufffd")
+		return string(raw[1 : len(raw)-1])
 	}
 	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
@@ -227,14 +233,7 @@ func (d *decoder) skip() {
 	for {
 		switch d.data[d.pos] {
 		case '"':
-			d.pos++
-			for d.data[d.pos] != '"' {
-				if d.data[d.pos] == '\\' {
-					d.pos++
-				}
-				d.pos++
-			}
-			d.pos++
+			d.skipString()
 		case '{', '[':
 			depth++
 			d.pos++
@@ -245,7 +244,7 @@ func (d *decoder) skip() {
 			d.pos++
 			continue
 		default: // a number or a word
-			for d.pos < len(d.data) && !strings.ContainsRune(",:]} \t\r\n", rune(d.data[d.pos])) {
+			for d.pos < len(d.data) && strings.IndexByte(",:]} \t\r\n", d.data[d.pos]) < 0 {
 				d.pos++
 			}
 		}
@@ -253,4 +252,16 @@ func (d *decoder) skip() {
 			return
 		}
 	}
+}
+
+// skipString moves over a string.
+func (d *decoder) skipString() {
+	d.pos++
+	for d.data[d.pos] != '"' {
+		if d.data[d.pos] == '\\' {
+			d.pos++
+		}
+		d.pos++
+	}
+	d.pos++
 }

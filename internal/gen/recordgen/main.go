@@ -220,7 +220,7 @@ func decoder(objects []object) ([]byte, error) {
 			keys = append(keys, strconv.Quote(f.key))
 		}
 		fmt.Fprintf(&b, "var known%s = []string{%s}\n\n", o.name, strings.Join(keys, ", "))
-		fmt.Fprintf(&b, "func (d *decoder) object%s(v *record.%s) {\n\td.object(&v.Unknown, known%s, func(key string) bool {\n\t\tswitch key {\n", o.name, o.name, o.name)
+		fmt.Fprintf(&b, "func (d *decoder) object%s(v *record.%s) {\n\td.object(&v.Unknown, known%s, func(key []byte) bool {\n\t\tswitch string(key) {\n", o.name, o.name, o.name)
 		for _, f := range o.fields {
 			x := "v." + f.goName
 			var stmt string
