@@ -14,8 +14,14 @@ type call struct {
 	clipped  bool   // lists were cut at maxList
 }
 
-// maxList is the most images and the most flags that are kept of one command line.
-const maxList = 256
+// Bounds of what is looked at of one command line. They bound the time; a clock would
+// not do, because on a busy virtual machine even the thread's own clock counts time
+// that it did not have.
+const (
+	maxList     = 256       // images, and flags, that are kept
+	maxFlags    = 4096      // flags that are read
+	maxExamined = 256 << 10 // bytes that are read
+)
 
 // unknownFlag stands for a flag that the table does not know. Its name is not kept,
 // because a secret typed after a dash looks the same.
@@ -53,12 +59,18 @@ type parser struct {
 	flagsEnded bool // what follows are operands
 	uncertain  bool // an unknown flag may have taken the next operand as its value
 	operands   int
+	lines      []string // flags of the command, its parents and its other name
+	read       int      // flags read so far
+	examined   int      // bytes of the arguments read so far
 	done       bool
 }
 
 func (p *parser) next() string {
 	arg := p.args[0]
 	p.args = p.args[1:]
+	if p.examined += len(arg) + 1; p.examined > maxExamined {
+		p.clipped, p.args, arg = true, nil, ""
+	}
 	return arg
 }
 
@@ -70,7 +82,7 @@ func (p *parser) word(arg string) {
 			path = p.command + " " + arg
 		}
 		if _, ok := flagsOf(path); ok {
-			p.command = path
+			p.command, p.lines = path, nil
 			return
 		}
 		if p.command == "" {
@@ -195,18 +207,33 @@ func shortNames(command string, letter byte) string {
 // as cobra's persistent flags, of its parents; `docker build` forwards to buildx and
 // so takes the flags of both.
 func (p *parser) lookup(flag string) (takesValue, known bool) {
-	for command := p.command; ; {
-		line, _ := flagsOf(command)
+	if p.lines == nil {
+		p.lines = flagLines(p.command)
+	}
+	if p.read++; p.read > maxFlags {
+		p.clipped, p.args = true, nil
+		return false, false
+	}
+	for _, line := range p.lines {
 		if takes, ok := findFlag(line, flag); ok {
 			return takes, true
 		}
+	}
+	return false, false
+}
+
+// flagLines are the lines of the table in which a command's flags stand.
+func flagLines(command string) (lines []string) {
+	for {
+		line, _ := flagsOf(command)
+		lines = append(lines, line)
 		if command == "build" || command == "image build" || command == "builder build" {
 			command = "buildx build"
 			continue
 		}
 		i := strings.LastIndexByte(command, ' ')
 		if i < 0 {
-			return false, false
+			return lines
 		}
 		command = command[:i]
 	}
@@ -325,11 +352,11 @@ func csvValue(list, key string) string {
 }
 
 func (p *parser) image(ref string) {
-	if !validReference(ref) || !p.keep(ref) {
-		return
-	}
 	if len(p.images) == maxList {
 		p.clipped = true
+		return
+	}
+	if !validReference(ref) || !p.keep(ref) {
 		return
 	}
 	p.images = append(p.images, ref)

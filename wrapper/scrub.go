@@ -13,11 +13,20 @@ type scrubber struct {
 	environ []string
 	needles []string // values of secret-looking variables, made at first use
 	ready   bool
+	blind   bool // there are more secrets than can be searched for
 }
+
+const (
+	// maxValue is the longest value that is kept, and so the longest secret that one
+	// could hold.
+	maxValue = 512
+	// maxNeedles bounds the search. With more secrets than this nothing is kept.
+	maxNeedles = 1024
+)
 
 // keep tells whether a value may go into the record.
 func (s *scrubber) keep(value string) bool {
-	if len(value) > record.MaxField || value != record.Clean(value, record.MaxField) {
+	if len(value) > maxValue || value != record.Clean(value, maxValue) {
 		return false
 	}
 	if tokenShape(value) || highEntropy(value) || strings.Contains(value, "://") {
@@ -28,7 +37,7 @@ func (s *scrubber) keep(value string) bool {
 			return false
 		}
 	}
-	return true
+	return !s.blind
 }
 
 // tokenPrefixes start the tokens that services give out: GitHub, GitLab, Docker Hub,
@@ -139,8 +148,12 @@ func (s *scrubber) secrets() []string {
 		for value != "" {
 			var line string
 			line, value, _ = strings.Cut(value, "\n")
-			if line = strings.TrimSpace(line); len(line) < minNeedle {
+			if line = strings.TrimSpace(line); len(line) < minNeedle || len(line) > maxValue {
 				continue
+			}
+			if len(s.needles) >= maxNeedles {
+				s.needles, s.blind = nil, true
+				return nil
 			}
 			s.needles = append(s.needles, line)
 			for shift := range 3 {

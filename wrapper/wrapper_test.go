@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"reflect"
@@ -221,6 +222,18 @@ func TestSecretNames(t *testing.T) {
 	}
 }
 
+// TestMoreSecretsThanCanBeSearchedFor: then nothing is kept that could hold one.
+func TestMoreSecretsThanCanBeSearchedFor(t *testing.T) {
+	var environ []string
+	for i := range 5000 {
+		environ = append(environ, fmt.Sprintf("S%d_TOKEN=secret-%d-value", i, i))
+	}
+	_, inv := describeLine(t, strings.Fields("docker build --platform linux/amd64 -t secret-4999-value:1 ."), environ)
+	if inv.Command != "build" || len(inv.Images) != 0 || inv.Platform != "" {
+		t.Errorf("kept %+v", inv)
+	}
+}
+
 func TestEntropyTellsKeysFromNames(t *testing.T) {
 	for s, want := range map[string]bool{
 		"9f8A7b6C5d4E3f2G1h0JkLmNpQrS":                                            true,
@@ -290,6 +303,45 @@ func TestDependencies(t *testing.T) {
 	for _, dep := range strings.Fields(string(out)) {
 		if !slices.Contains(allowed, dep) && !strings.HasPrefix(dep, "internal/") {
 			t.Errorf("the shim now carries %s", dep)
+		}
+	}
+}
+
+// BenchmarkWorstCase is the most that a command line can make the shim think: SE-08 of
+// the fault catalogue wants 200 us for 64 KiB, and nothing that grows faster than the
+// line.
+func BenchmarkWorstCase(b *testing.B) {
+	var environ []string
+	for i := range 50 {
+		environ = append(environ, fmt.Sprintf("SECRET_%d=%s%d", i, strings.Repeat("correct horse ", 20), i))
+	}
+	var hostile []string
+	for i := range 40000 {
+		hostile = append(hostile, fmt.Sprintf("S%d_TOKEN=secret-%d-value", i, i))
+	}
+	hostile = append(hostile, "BIG_TOKEN="+strings.Repeat("x y\n", 1<<18), "LONG_SECRET="+strings.Repeat("x", 1<<20))
+	b.Run("secrets-2048KiB", func(b *testing.B) {
+		args := []string{"docker", "rmi"}
+		for i := range 256 {
+			args = append(args, fmt.Sprintf("registry.example.com/image-%d", i))
+		}
+		for b.Loop() {
+			r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, hostile, 1001)
+			encode(r, hostile)
+		}
+	})
+	for _, size := range []int{64 << 10, 256 << 10, 2 << 20} {
+		for name, word := range map[string]string{"images": "registry.example.com/" + strings.Repeat("a/", 90) + "a", "flags": "--force", "clusters": "-fffffff", "noise": strings.Repeat("\xff", 100)} {
+			args := []string{"docker", "rmi"}
+			for n := 0; n < size; n += len(word) + 1 {
+				args = append(args, word)
+			}
+			b.Run(fmt.Sprintf("%s-%dKiB", name, size>>10), func(b *testing.B) {
+				for b.Loop() {
+					r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001)
+					encode(r, environ)
+				}
+			})
 		}
 	}
 }
