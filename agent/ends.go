@@ -184,7 +184,12 @@ const (
 // after the parent has reaped the process, some tenths of a millisecond after its end
 // for a shell, never for a parent that does not wait: then it is given up.
 func exitStatus(ctx context.Context, pidfd uintptr) (unix.WaitStatus, bool) {
-	const longest = 2 * time.Second
+	const (
+		longest = 2 * time.Second
+		// A process that is just being reaped gives ESRCH for a moment, and so does one
+		// in another pid namespace on kernels before 6.18 for ever.
+		longestESRCH = 100 * time.Millisecond
+	)
 	start := time.Now()
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		info := pidfdInfo{mask: pidfdInfoExit}
@@ -192,9 +197,9 @@ func exitStatus(ctx context.Context, pidfd uintptr) (unix.WaitStatus, bool) {
 		switch {
 		case errno == 0 && info.mask&pidfdInfoExit != 0:
 			return unix.WaitStatus(info.exitCode), true
-		case errno == unix.EREMOTE || errno == unix.ESRCH || errno == unix.ENOTTY || errno == unix.EINVAL:
+		case errno == unix.EREMOTE || errno == unix.ENOTTY || errno == unix.EINVAL:
 			return 0, false // another pid namespace, or an older kernel
-		case time.Since(start) > longest:
+		case errno == unix.ESRCH && time.Since(start) > longestESRCH, time.Since(start) > longest:
 			return 0, false
 		}
 		select {

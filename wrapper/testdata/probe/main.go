@@ -4,11 +4,15 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
 )
+
+// The parent-death signal belongs to the main thread.
+func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(probe()) }
 
