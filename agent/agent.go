@@ -236,11 +236,7 @@ func (a *Agent) openSink(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	o := target.Pump
-	o.CursorDir = filepath.Join(a.o.Config.Journal(), "cursors")
-	o.QuarantineDir = filepath.Join(a.o.Config.Journal(), "quarantine")
-	o.OnLoss, o.Now, o.Logger = a.intake.loss, a.o.Now, a.log
-	p, err := sinks.NewPump(a.journal, sink, o)
+	p, err := target.NewPump(a.journal, sink, a.o.Config.Journal(), a.intake.loss, a.log)
 	if err != nil {
 		return errors.Join(err, sink.Close(ctx))
 	}

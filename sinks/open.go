@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/record"
 )
 
 // Scheme is a kind of sink that can be opened from a URL.
@@ -124,6 +129,15 @@ func (t *Target) Open(ctx context.Context) (Sink, error) {
 		return nil, fmt.Errorf("open sink %s: %w", t.Pump.Name, err)
 	}
 	return s, nil
+}
+
+// NewPump makes the pump that delivers j to s, the sink that t names. Its cursor and
+// its quarantine lie in dir, the journal's folder, and so go where the journal goes.
+func (t *Target) NewPump(j *journal.Journal, s Sink, dir string, onLoss func(record.Loss), log *slog.Logger) (*Pump, error) {
+	o := t.Pump
+	o.CursorDir, o.QuarantineDir = filepath.Join(dir, "cursors"), filepath.Join(dir, "quarantine")
+	o.OnLoss, o.Logger = onLoss, log
+	return NewPump(j, s, o)
 }
 
 // Err tells of the parameters whose values could not be used by the calls of

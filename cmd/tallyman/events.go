@@ -179,11 +179,8 @@ func (s *eventStream) open(ctx context.Context, state string, cfg eventsConfig) 
 		if err != nil {
 			return err
 		}
-		o := target.Pump
-		o.CursorDir, o.QuarantineDir = filepath.Join(state, "journal", "cursors"), filepath.Join(state, "journal", "quarantine")
-		o.OnLoss, o.Logger = s.loss, s.log
 		watched := &endsWithReader{Sink: sink, stop: s.stop}
-		p, err := sinks.NewPump(s.journal, watched, o)
+		p, err := target.NewPump(s.journal, watched, filepath.Join(state, "journal"), s.loss, s.log)
 		if err != nil {
 			return errors.Join(err, sink.Close(ctx))
 		}
