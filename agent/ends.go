@@ -182,7 +182,9 @@ const (
 
 // exitStatus asks for the wait status of an ended process. The kernel has it only
 // after the parent has reaped the process, some tenths of a millisecond after its end
-// for a shell, never for a parent that does not wait: then it is given up.
+// for a shell, never for a parent that does not wait: then it is given up. The first
+// pause is longer than that, because each wake-up here takes processor time from the
+// job.
 func exitStatus(ctx context.Context, pidfd uintptr) (unix.WaitStatus, bool) {
 	const (
 		longest = 2 * time.Second
@@ -191,7 +193,7 @@ func exitStatus(ctx context.Context, pidfd uintptr) (unix.WaitStatus, bool) {
 		longestESRCH = 100 * time.Millisecond
 	)
 	start := time.Now()
-	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		info := pidfdInfo{mask: pidfdInfoExit}
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, pidfd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
 		switch {
