@@ -136,9 +136,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := a.Flush(flush)
 	stopSources()
 	sourcesDone.Wait()
-	for _, p := range a.pumps {
-		err = errors.Join(err, p.Flush(flush))
-	}
+	err = errors.Join(err, a.flushSinks(flush)) // what the sources brought at their end
 	stopSinks()
 	sinksDone.Wait()
 	err = errors.Join(err, a.close())
@@ -269,11 +267,17 @@ func (a *Agent) Flush(ctx context.Context) error {
 	a.settleEvents(ctx)
 	a.spool.scan()
 	a.intake.retry()
-	errs := []error{a.journal.Sync()}
+	return errors.Join(a.journal.Sync(), a.flushSinks(ctx))
+}
+
+// flushSinks flushes all sinks at the same time: a dead one takes until ctx ends, and
+// the others must not wait for it.
+func (a *Agent) flushSinks(ctx context.Context) error {
 	results := make(chan error, len(a.pumps))
 	for _, p := range a.pumps {
 		go func() { results <- p.Flush(ctx) }()
 	}
+	var errs []error
 	for range a.pumps {
 		errs = append(errs, <-results)
 	}
