@@ -85,6 +85,7 @@ func Case(t testing.TB, ids ...string) {
 	if dir == "" {
 		return
 	}
+	pkg := folder() // now: the test may leave its folder
 	t.Cleanup(func() {
 		outcome, why := Passed, ""
 		switch {
@@ -99,7 +100,7 @@ func Case(t testing.TB, ids ...string) {
 			}
 		}
 		for _, id := range ids {
-			if err := save(dir, Result{ID: id, Test: t.Name(), Outcome: outcome, Why: why, Package: folder()}); err != nil {
+			if err := save(dir, Result{ID: id, Test: t.Name(), Outcome: outcome, Why: why, Package: pkg}); err != nil {
 				t.Errorf("the result of %s is not written: %v", id, err)
 			}
 		}
