@@ -16,6 +16,8 @@ STATICCHECK_VERSION := v0.8.2
 # The version is part of the path, so that a new version is installed by itself.
 ACT := $(CACHE)/bin/act-$(ACT_VERSION)/act
 STATICCHECK := $(CACHE)/bin/staticcheck-$(STATICCHECK_VERSION)/staticcheck
+# What tests of fault cases found, see internal/faults.
+FAULTS := $(CACHE)/faults
 export STATICCHECK_CACHE := $(CACHE)/staticcheck
 # Under sudo, git refuses to tell Go about a clone that another user owns.
 export GOFLAGS := -buildvcs=false $(filter-out -buildvcs=%,$(GOFLAGS))
@@ -58,11 +60,21 @@ test: setup lint unit e2e demo ## Everything that continuous integration runs
 
 .PHONY: unit
 unit: ## Unit tests with the race detector, seeds of the fuzz tests included
-	$(GO) test -race -p $(PARALLEL) -timeout 10m $(UNITS)
+	@mkdir -p $(FAULTS)
+	TALLYMAN_FAULTS_DIR=$(FAULTS) $(GO) test -race -count 1 -p $(PARALLEL) -timeout 10m $(UNITS)
 
 .PHONY: e2e
 e2e: build ## End-to-end tests on a private Docker daemon (root)
-	TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
+	@mkdir -p $(FAULTS)
+	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
+
+.PHONY: faults
+faults: ## See that every case of the fault catalogue ran in the last make test
+	@$(GO) run ./internal/gen/faultsgen -results $(FAULTS)
+
+.PHONY: faults-doc
+faults-doc: ## Write docs/faults.md from the last make test
+	@$(GO) run ./internal/gen/faultsgen -results $(FAULTS) -write
 
 .PHONY: bench
 bench: build ## What the shim adds to a command, beside a shell wrapper, in one interleaved run
