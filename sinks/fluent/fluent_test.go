@@ -1,0 +1,479 @@
+package fluent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/sinks"
+)
+
+// A receiver is a Forward server in a process of its own, from the npm package
+// @fluent-org/logger. It keeps its address over restarts.
+type receiver struct {
+	t                 *testing.T
+	listen, out       string
+	delay             time.Duration
+	certFile, keyFile string
+	cmd               *exec.Cmd
+}
+
+// modules installs the server's packages, once for each version of them.
+var modules = sync.OnceValues(func() (string, error) {
+	dir, err := filepath.Abs("../../.cache/fluent-server")
+	if err != nil {
+		return "", err
+	}
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		want, err := os.ReadFile("testdata/server/" + name)
+		if err != nil {
+			return "", err
+		}
+		if got, _ := os.ReadFile(filepath.Join(dir, name)); bytes.Equal(got, want) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, "node_modules")); err != nil {
+			return "", err
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), want, 0o644); err != nil {
+			return "", err
+		}
+	}
+	path := filepath.Join(dir, "node_modules")
+	if _, err := os.Stat(filepath.Join(path, "@fluent-org/logger")); err == nil {
+		return path, nil
+	}
+	if out, err := exec.Command("npm", "ci", "--prefix", dir, "--no-audit", "--no-fund").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("npm ci of sinks/fluent/testdata/server: %w: %s(install npm, and node)", err, out)
+	}
+	return path, nil
+})
+
+func newReceiver(t *testing.T, listen string) *receiver {
+	t.Helper()
+	if _, err := modules(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(os.Stderr, "\n*** %s SKIPPED: %v ***\n\n", t.Name(), err)
+		t.Skip(err)
+	}
+	r := &receiver{t: t, listen: listen, out: filepath.Join(t.TempDir(), "out.jsonl")}
+	t.Cleanup(r.kill)
+	return r
+}
+
+// start runs the server and waits until it listens.
+func (r *receiver) start() {
+	r.t.Helper()
+	path, err := modules()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	args := []string{"testdata/server/server.js", r.listen, r.out, strconv.FormatInt(r.delay.Milliseconds(), 10)}
+	if r.certFile != "" {
+		args = append(args, r.certFile, r.keyFile)
+	}
+	if strings.HasPrefix(r.listen, "/") {
+		os.Remove(r.listen) // a killed server leaves it
+	}
+	r.cmd = exec.Command("node", args...)
+	r.cmd.Env = append(os.Environ(), "NODE_PATH="+path)
+	r.cmd.Stderr = os.Stderr
+	stdout, err := r.cmd.StdoutPipe()
+	if err == nil {
+		err = r.cmd.Start()
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		r.t.Fatalf("the Forward server did not start: %v", err)
+	}
+	if r.listen == "0" {
+		r.listen = strings.TrimSpace(line)
+	}
+}
+
+func (r *receiver) kill() {
+	if r.cmd != nil {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.cmd = nil
+	}
+}
+
+func (r *receiver) signal(s syscall.Signal) {
+	if err := r.cmd.Process.Signal(s); err != nil {
+		r.t.Error(err)
+	}
+}
+
+func (r *receiver) url(query string) string {
+	if strings.HasPrefix(r.listen, "/") {
+		return "fluent://" + r.listen + "?" + query
+	}
+	return "fluent://127.0.0.1:" + r.listen + "?" + query
+}
+
+// received is one line of the server's output.
+type received struct {
+	Tag  string
+	Time struct{ Seconds, Nanoseconds int64 }
+	// Record is kept as it is: numbers must have arrived as numbers.
+	Record json.RawMessage
+}
+
+func (r *receiver) received() []received {
+	r.t.Helper()
+	b, err := os.ReadFile(r.out)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var all []received
+	for line := range bytes.Lines(b) {
+		if line[len(line)-1] != '\n' {
+			continue // the kill cut it, before the acknowledgement
+		}
+		var one received
+		if err := json.Unmarshal(line, &one); err != nil {
+			// A kill cut the line before this one, and this one follows on it.
+			at := bytes.LastIndex(line, []byte(`{"tag":`))
+			if at <= 0 || json.Unmarshal(line[at:], &one) != nil {
+				r.t.Fatalf("%v in %q", err, line)
+			}
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+func openSink(t *testing.T, url string) sinks.Sink {
+	t.Helper()
+	s, err := sinks.Open(t.Context(), url, Scheme())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	return s
+}
+
+const whole = `{"id":"0192","ts":"2026-11-24T10:00:00.123456789Z","kind":"invocation.end","schema":1,"by":"sealed",` +
+	`"ci":{"repository":"acme/shop","owner":"acme","run_number":9007199254740993,"runner":{"name":"r 1","labels":["a","b"]}},` +
+	`"end":{"exit_code":0,"duration_ns":1500000000},"later":{"ratio":0.25,"flag":true,"none":null,"huge":123456789012345678901234567890}}`
+
+func TestARecordArrivesWhole(t *testing.T) {
+	r := newReceiver(t, "0")
+	r.start()
+	s := openSink(t, r.url("tag=ci.{owner}.{kind}.{runner}"))
+	if err := s.Write(t.Context(), []sinks.Entry{{ID: "0192", Line: []byte(whole)}}); err != nil {
+		t.Fatal(err)
+	}
+	got := r.received()
+	if len(got) != 1 {
+		t.Fatalf("%d events", len(got))
+	}
+	if want := "ci.acme.invocation.end.r_1"; got[0].Tag != want {
+		t.Errorf("tag %q, want %q", got[0].Tag, want)
+	}
+	if at := time.Unix(got[0].Time.Seconds, got[0].Time.Nanoseconds).UTC(); at.Format(time.RFC3339Nano) != "2026-11-24T10:00:00.123456789Z" {
+		t.Errorf("time %s", at)
+	}
+	var have, want map[string]any
+	if err := errors.Join(json.Unmarshal(got[0].Record, &have), json.Unmarshal([]byte(whole), &want)); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(have, want) {
+		t.Errorf("got  %v\nwant %v", have, want)
+	}
+}
+
+func TestWhatIsNoRecordIsRefused(t *testing.T) {
+	r := newReceiver(t, "0")
+	r.start()
+	s := openSink(t, r.url(""))
+	err := s.Write(t.Context(), []sinks.Entry{
+		{ID: "a", Line: line("a")},
+		{ID: "b", Line: []byte(`not json`)},
+		{ID: "c", Line: []byte(`[1]`)},
+		{ID: "d", Line: []byte(`{"id":"d","ts":"yesterday"}`)},
+		{ID: "e", Line: []byte(`{"id":"e"} {}`)},
+		{ID: "f", Line: line("f")},
+	})
+	var refused *sinks.RefusedError
+	if !errors.As(err, &refused) || len(refused.Refused) != 4 {
+		t.Fatalf("%v", err)
+	}
+	for i, want := range []int{1, 2, 3, 4} {
+		if refused.Refused[i].Index != want {
+			t.Errorf("refused %+v", refused.Refused)
+		}
+	}
+	if got := ids(t, r); !reflect.DeepEqual(got, []string{"a", "f"}) {
+		t.Errorf("delivered %v", got)
+	}
+}
+
+func TestUnixSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "fluent") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := newReceiver(t, dir+"/fluent.sock")
+	r.start()
+	s := openSink(t, r.url(""))
+	if err := s.Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r); !reflect.DeepEqual(got, []string{"a"}) {
+		t.Errorf("delivered %v", got)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	r := newReceiver(t, "0")
+	r.certFile, r.keyFile = selfSigned(t)
+	r.start()
+	batch := []sinks.Entry{{ID: "a", Line: line("a")}}
+	err := openSink(t, r.url("tls=true")).Write(t.Context(), batch)
+	if err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate that nobody signed: %v", err)
+	}
+	if err := openSink(t, r.url("tls=true&tls_skip_verify=true")).Write(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r); !reflect.DeepEqual(got, []string{"a"}) {
+		t.Errorf("delivered %v", got)
+	}
+}
+
+func selfSigned(t *testing.T) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// A receiver that accepts and never answers must not hold Write over its deadline.
+func TestAStalledReceiver(t *testing.T) {
+	r := newReceiver(t, "0")
+	r.start()
+	s := openSink(t, r.url(""))
+	if err := s.Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	r.signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	batch := []sinks.Entry{{ID: "b", Line: line("b")}, {ID: "c", Line: line("c")}}
+	begin := time.Now()
+	err := s.Write(ctx, batch)
+	if err == nil || !strings.Contains(err.Error(), "did not acknowledge") && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if d := time.Since(begin); d > 4*time.Second { // ack_timeout is 5 s
+		t.Errorf("Write held its caller for %s, %s after its deadline", d, d-200*time.Millisecond)
+	}
+	r.signal(syscall.SIGCONT)
+	if err := s.Write(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for _, id := range ids(t, r) {
+		seen[id]++
+	}
+	if seen["a"] != 1 || seen["b"] < 1 || seen["c"] != 1 || len(seen) != 3 {
+		t.Errorf("delivered %v", seen)
+	}
+}
+
+func TestAMissingReceiverIsToldClearly(t *testing.T) {
+	r := newReceiver(t, "0")
+	r.start()
+	r.kill()
+	err := openSink(t, r.url("")).Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}})
+	if err == nil || !strings.Contains(err.Error(), "no Forward receiver at 127.0.0.1:"+r.listen) || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The receiver is killed in the middle, three times, while the pump goes on: each
+// record arrives at least once, in order, and none is invented.
+func TestNothingIsLostWhenTheReceiverIsKilled(t *testing.T) {
+	const n = 6000
+	r := newReceiver(t, "0")
+	r.start()
+	dir := t.TempDir()
+	j, err := journal.Open(filepath.Join(dir, "journal"), journal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := sinks.Parse(r.url("name=fluent&batch_delay=5ms"), Scheme())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := target.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.Pump.MinBackoff, target.Pump.MaxBackoff = 10*time.Millisecond, 100*time.Millisecond
+	p, err := target.NewPump(j, s, dir, func(l record.Loss) { t.Errorf("lost: %+v", l) }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	for i := range n {
+		if err := j.Append(append(line(fmt.Sprintf("%06d", i)), '\n')); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for kill := range 3 {
+		deadline := time.Now().Add(time.Minute)
+		for p.Status().Delivered < int64(n/5*(kill+1)) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v", p.Status())
+			}
+			time.Sleep(time.Millisecond)
+		}
+		r.kill()
+		r.start()
+	}
+	flush, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := p.Flush(flush); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := errors.Join(<-ended, j.Close()); err != nil {
+		t.Error(err)
+	}
+	next, doubles := 0, 0
+	for _, id := range ids(t, r) {
+		i, err := strconv.Atoi(id)
+		switch {
+		case err != nil || i > next:
+			t.Fatalf("%q came, want %06d", id, next)
+		case i < next:
+			doubles++
+		default:
+			next++
+		}
+	}
+	if next != n {
+		t.Errorf("%d of %d records arrived", next, n)
+	}
+	t.Logf("%d records, 3 kills: 0 lost, %d came twice", n, doubles)
+}
+
+func TestBadURLs(t *testing.T) {
+	for _, row := range []struct{ url, want string }{
+		{"fluent:", "want a host"},
+		{"fluent:///", "want a host"},
+		{"fluent://host:0", "port"},
+		{"fluent://host:99999", "port"},
+		{"fluent://host/tag", "tag="},
+		{"fluent://user:hunter2@host", "not supported"},
+		{"fluent:///run/f.sock?tls=true", "needs none"},
+		{"fluent://host?tag=a{b}", "known: {host}"},
+		{"fluent://host?tag=a{kind", "unknown place"},
+		{"fluent://host?tag=a*", "letters"},
+		{"fluent://host?tag=", "empty"},
+		{"fluent://host?ack_timeout=0s", "duration"},
+		{"fluent://host?tags=a", `did you mean "tag"`},
+	} {
+		_, err := sinks.Open(t.Context(), row.url, Scheme())
+		if err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want %q", row.url, err, row.want)
+		}
+	}
+	for _, url := range []string{"fluent://host", "fluent://[::1]:24225", "fluent:///var/run/fluent.sock", "fluent://host?tls=true"} {
+		if _, err := sinks.Open(t.Context(), url, Scheme()); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+// A job chose what the tag is made of: it must stay one tag of plain letters.
+func FuzzTag(f *testing.F) {
+	f.Add("../../etc", "a.b*", "x{kind}")
+	f.Add("\x00\n", strings.Repeat("é", 200), "")
+	f.Fuzz(func(t *testing.T, repository, workflow, kind string) {
+		template, err := parseTag("ci.{repository}.{workflow}.{kind}.end")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := template.of(map[string]any{"kind": kind, "ci": map[string]any{"repository": repository, "workflow": workflow}})
+		parts := strings.Split(got, ".")
+		if len(got) > 3*maxTagPart+20 || parts[0] != "ci" || parts[len(parts)-1] != "end" || clean(got, len(got), ".") != got || strings.Count(parts[1]+parts[2], ".") != 0 {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+func line(id string) []byte {
+	return fmt.Appendf(nil, `{"id":%q,"ts":"2026-11-24T10:00:00.000000001Z","kind":"invocation","schema":1,"by":"sealed","ci":{"repository":"acme/shop"}}`, id)
+}
+
+func ids(t *testing.T, r *receiver) []string {
+	t.Helper()
+	var all []string
+	for _, e := range r.received() {
+		var m struct{ ID string }
+		if err := json.Unmarshal(e.Record, &m); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m.ID)
+	}
+	return all
+}
