@@ -1,0 +1,6 @@
+package entry
+
+const (
+	sysPrctl     = 157
+	sysPrlimit64 = 302
+)

@@ -1,0 +1,6 @@
+package entry
+
+const (
+	sysPrctl     = 167
+	sysPrlimit64 = 261
+)
