@@ -67,6 +67,10 @@ func appendTime(dst []byte, t time.Time) []byte {
 
 const hexDigits = "0123456789abcdef"
 
+// AppendString appends s as a JSON string, escaped as Append does, for encoders of
+// other forms of the record.
+func AppendString(dst []byte, s string) []byte { return appendString(dst, s) }
+
 // appendString appends s as a JSON string (RFC 8259). Beyond what JSON asks for it
 // escapes U+2028 and U+2029, which some line readers take for line ends, and DEL.
 func appendString(dst []byte, s string) []byte {
