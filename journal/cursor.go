@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,8 +34,12 @@ type CursorState struct {
 	SegmentID string `json:"segment_id,omitempty"`
 	// Seq is the number of records that the journal took before the position.
 	Seq int64 `json:"seq"`
-	// Lost is how many records after the position are gone and were reported.
-	Lost int64 `json:"lost,omitempty"`
+	// Lost is how many records after the position are gone, and LostTo where the
+	// last of them ended: delivery goes on there.
+	Lost   int64    `json:"lost,omitempty"`
+	LostTo Position `json:"lost_to,omitzero"`
+	// Untold are losses in Lost that OnLoss may not have been told of yet.
+	Untold []record.Loss `json:"untold,omitempty"`
 	// Generation grows by one with each save.
 	Generation uint64    `json:"generation"`
 	Saved      time.Time `json:"saved"`
@@ -91,7 +96,7 @@ func readCursor(path string) (CursorState, error) {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 4096))
+	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
 	if err != nil {
 		return s, err
 	}
@@ -186,7 +191,8 @@ type Cursor struct {
 // journal. A cursor that was never saved begins at the oldest record. So does one
 // whose files are damaged or belong to another journal; OnLoss is told then
 // (cursor_lost): consumers will see records again, under the same ids. OnLoss is
-// also told of records that were removed while the cursor was not registered.
+// also told of records that were removed while the cursor was not registered, and
+// again, word for word, of those that a process told of right before it was killed.
 func (j *Journal) OpenCursor(dir, name string) (*Cursor, error) {
 	state, err := LoadCursor(dir, name)
 	c := &Cursor{j: j, dir: dir, name: name}
@@ -219,22 +225,64 @@ func (j *Journal) OpenCursor(dir, name string) (*Cursor, error) {
 	c.state, c.taken = state, state.Position
 	j.cursors[name] = c
 	j.mu.Unlock()
+	if len(state.Untold) > 0 {
+		j.save(c)
+		j.report([]*Cursor{c})
+	}
 	j.tell()
 	return c, nil
+}
+
+// save saves a cursor before its losses are told.
+func (j *Journal) save(c *Cursor) {
+	if err := c.Save(); err != nil {
+		j.o.Logger.Warn("after a crash this loss may be counted a second time", "cursor", c.name, "err", err)
+	}
+}
+
+// report tells of the untold losses of cursors. They stay in the cursor's file until
+// the next save: a process that is killed before leaves them to the next one, which
+// tells them word for word.
+func (j *Journal) report(cursors []*Cursor) {
+	untold := make([][]record.Loss, len(cursors))
+	for i, c := range cursors {
+		c.mu.Lock()
+		untold[i] = slices.Clone(c.state.Untold)
+		c.mu.Unlock()
+		for _, l := range untold[i] {
+			j.lose(l)
+		}
+	}
+	j.tell()
+	for i, c := range cursors {
+		c.mu.Lock()
+		c.state.Untold = slices.DeleteFunc(slices.Clone(c.state.Untold), func(l record.Loss) bool {
+			return slices.ContainsFunc(untold[i], func(told record.Loss) bool { return sameLoss(l, told) })
+		})
+		c.mu.Unlock()
+	}
+}
+
+func sameLoss(a, b record.Loss) bool {
+	return a.Cause == b.Cause && a.Count == b.Count && a.Detail == b.Detail && a.From.Equal(b.From) && a.To.Equal(b.To)
 }
 
 // adopt checks a loaded cursor against the segments that are there and returns
 // where it goes on.
 func (j *Journal) adopt(name string, s CursorState) (CursorState, error) {
-	if s.Segment == 0 {
+	if s.Segment == 0 && s.LostTo.Segment == 0 {
 		return s, nil
+	}
+	goesOn := s.Position
+	if goesOn.Before(s.LostTo) {
+		goesOn = s.LostTo
 	}
 	j.mu.Lock()
 	var here, next *segment
 	for i := range j.segments {
-		if seg := j.segments[i]; seg.number == s.Segment {
+		if seg := j.segments[i]; seg.number == goesOn.Segment {
 			here = &seg
-		} else if seg.number > s.Segment && next == nil {
+		} else if seg.number > goesOn.Segment && next == nil {
 			next = &seg
 		}
 	}
@@ -243,9 +291,9 @@ func (j *Journal) adopt(name string, s CursorState) (CursorState, error) {
 
 	why := ""
 	switch {
-	case s.Segment > last:
-		why = fmt.Sprintf("the cursor stands in segment %d, the newest is %d", s.Segment, last)
-	case here != nil:
+	case goesOn.Segment > last:
+		why = fmt.Sprintf("the cursor stands in segment %d, the newest is %d", goesOn.Segment, last)
+	case here != nil && goesOn == s.Position:
 		h, ok := j.dir.header(s.Segment)
 		switch {
 		case ok && s.SegmentID != "" && h.ID != s.SegmentID:
@@ -258,12 +306,15 @@ func (j *Journal) adopt(name string, s CursorState) (CursorState, error) {
 	}
 	if why != "" {
 		j.lose(record.Loss{Cause: "cursor_lost", Count: -1, Source: name, From: s.Saved, Detail: why + "; records are delivered again from the oldest"})
-		return CursorState{Generation: s.Generation}, nil
+		return CursorState{Generation: s.Generation, Untold: s.Untold}, nil
 	}
 	// The segment is gone: the bound took it while nobody had the cursor open, or
 	// the process died before the cursor moved on.
 	to := j.End()
 	loss := record.Loss{Cause: "disk_cap", Count: -1, Source: name, From: s.Saved, To: j.o.Now()}
+	if here != nil {
+		next = here
+	}
 	if next != nil {
 		to = Position{Segment: next.number}
 		if h, ok := j.dir.header(next.number); ok {
@@ -277,14 +328,15 @@ func (j *Journal) adopt(name string, s CursorState) (CursorState, error) {
 	j.mu.Lock()
 	lost := j.total - left - s.Seq - s.Lost
 	j.mu.Unlock()
+	untold := s.Untold
 	if lost > 0 {
 		loss.Count = lost
 	}
 	if lost != 0 {
-		loss.Detail = fmt.Sprintf("segment %d, where the cursor stood, is gone", s.Segment)
-		j.lose(loss)
+		loss.Detail = fmt.Sprintf("segment %d, where the cursor stood after record %d, is gone", s.Segment, s.Seq)
+		untold = append(slices.Clone(untold), loss)
 	}
-	return CursorState{Position: to, Generation: s.Generation}, nil
+	return CursorState{Position: to, Generation: s.Generation, Untold: untold}, nil
 }
 
 // lose keeps a loss for OnLoss.
@@ -362,7 +414,7 @@ func (c *Cursor) Advance(p Position, n int) {
 	c.state.Seq += int64(n)
 	if !p.Before(c.floor) {
 		c.state.Seq += c.state.Lost
-		c.state.Lost = 0
+		c.state.Lost, c.state.LostTo = 0, Position{}
 	}
 	if !p.Before(end) {
 		// Nothing is left, whatever damage did to the count on the way.
@@ -390,7 +442,7 @@ func (c *Cursor) Save() error {
 	c.mu.Lock()
 	s, saved := c.state, c.saved
 	c.mu.Unlock()
-	if s.Position == saved.Position && s.Lost == saved.Lost {
+	if s.Position == saved.Position && s.Lost == saved.Lost && s.LostTo == saved.LostTo && slices.EqualFunc(s.Untold, saved.Untold, sameLoss) {
 		return nil
 	}
 	s.SegmentID = saved.SegmentID

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -326,6 +327,9 @@ func (r *Reader) atEnd() (Line, bool, error) {
 				return Line{}, false, nil
 			}
 			return Line{}, false, io.EOF
+		}
+		if st.Sys().(*syscall.Stat_t).Nlink == 0 {
+			r.listed = time.Time{} // the bound took it: the next one may be gone as well
 		}
 	}
 	if r.dir.f == nil {

@@ -1,10 +1,12 @@
 package journal
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,84 +18,58 @@ import (
 // retain removes the oldest segments until the journal has room for one more
 // segment within MaxBytes, and tells what that cost. It runs after each rotation,
 // when the room is still there, so that the appends of others need not wait for it.
+//
+// The loss is counted and saved with the cursors first, then the segments go, then
+// the loss is told: a process that is killed anywhere in between leaves a cursor that
+// does not deliver what is counted as lost, and a loss that is told by the next.
 func (j *Journal) retain() {
-	cursors := j.removeOldest()
-	j.tell()
-	// Saved last: a crash before it makes OpenCursor report the loss a second time,
-	// which is better than never.
-	for _, c := range cursors {
-		if err := c.Save(); err != nil {
-			j.o.Logger.Warn("after a crash this loss may be reported a second time", "err", err)
-		}
+	behind := j.removeOldest()
+	if len(behind) > 0 {
+		j.report(behind)
 	}
 }
 
 // removeOldest removes segments and returns the cursors that had not passed them.
-// The records that a cursor had not taken are counted before the removal; where the
-// process dies between the two, OpenCursor makes the count from the headers.
 func (j *Journal) removeOldest() (behind []*Cursor) {
 	j.retaining.Lock()
 	defer j.retaining.Unlock()
-	lost := map[string]*record.Loss{}
-	for {
-		j.mu.Lock()
-		if j.closed || len(j.segments) < 2 || j.bytes+j.o.MaxSegmentBytes <= j.o.MaxBytes {
-			j.mu.Unlock()
-			break
-		}
-		victim := j.segments[0].number
-		floor := Position{Segment: j.segments[1].number}
-		cursors := make([]*Cursor, 0, len(j.cursors))
-		for _, c := range j.cursors {
-			cursors = append(cursors, c)
-		}
+	j.mu.Lock()
+	var victims []uint64
+	left := j.bytes
+	for i := 0; !j.closed && i < len(j.segments)-1 && left+j.o.MaxSegmentBytes > j.o.MaxBytes; i++ {
+		victims = append(victims, j.segments[i].number)
+		left -= j.segments[i].bytes
+	}
+	if len(victims) == 0 {
 		j.mu.Unlock()
+		return nil
+	}
+	floor := Position{Segment: j.segments[len(victims)].number}
+	cursors := slices.Collect(maps.Values(j.cursors))
+	j.mu.Unlock()
 
-		for _, c := range cursors {
-			loss, err := c.drop(floor)
-			if err != nil {
-				j.o.Logger.Error("what the bound of the journal cost could not be counted", "segment", victim, "cursor", c.name, "err", err)
-			}
-			if loss.Count != 0 {
-				merge(lost, c.name, loss)
-				behind = append(behind, c)
-			}
+	for _, c := range cursors {
+		lost, err := c.drop(floor)
+		if err != nil {
+			j.o.Logger.Error("what the bound of the journal cost could not be counted", "segments", victims, "cursor", c.name, "err", err)
 		}
-		if err := j.removeSegment(victim); err != nil {
+		if lost {
+			behind = append(behind, c)
+			j.save(c)
+		}
+	}
+	for _, number := range victims {
+		if err := j.removeSegment(number); err != nil {
 			j.o.Logger.Error("an old segment was not removed: the journal grows over its bound", "err", err)
 			break
 		}
 	}
-	for _, l := range lost {
-		j.lose(*l)
-	}
 	return behind
 }
 
-func merge(lost map[string]*record.Loss, name string, l record.Loss) {
-	l.Cause, l.Source = "disk_cap", name
-	l.Detail = "the journal reached its bound before the sink had taken these records; raise journal_max_bytes or see why the sink is behind"
-	old := lost[name]
-	if old == nil {
-		lost[name] = &l
-		return
-	}
-	if old.Count < 0 || l.Count < 0 {
-		old.Count = -1
-	} else {
-		old.Count += l.Count
-	}
-	if old.From.IsZero() || !l.From.IsZero() && l.From.Before(old.From) {
-		old.From = l.From
-	}
-	if l.To.After(old.To) {
-		old.To = l.To
-	}
-}
-
-// drop moves the cursor's floor up to floor and returns the loss of what it had not
-// taken before, with the range of the records' own times.
-func (c *Cursor) drop(floor Position) (record.Loss, error) {
+// drop moves the cursor's floor up to floor. It says whether that costs records that
+// the cursor had not taken, and notes that loss as untold.
+func (c *Cursor) drop(floor Position) (lost bool, err error) {
 	// Held over the count: what the consumer takes meanwhile would be counted as
 	// lost and delivered too.
 	c.mu.Lock()
@@ -103,41 +79,73 @@ func (c *Cursor) drop(floor Position) (record.Loss, error) {
 		from = c.floor
 	}
 	if !from.Before(floor) {
-		return record.Loss{}, nil
+		return false, nil
 	}
-	loss, err := c.j.rangeOf(from, floor)
+	records, loss, err := c.j.rangeOf(c.name, from, floor)
 	c.floor, c.taken = floor, floor
-	if loss.Count > 0 {
-		c.state.Lost += loss.Count
+	if records == 0 && err == nil {
+		return false, nil
 	}
-	return loss, err
+	// The number of the first tells two losses of the same size apart.
+	loss.Detail = fmt.Sprintf("records from number %d on", c.state.Seq+c.state.Lost+1)
+	if loss.Count < 0 {
+		loss.Detail += fmt.Sprintf(" (%d could be counted)", records)
+	}
+	loss.Detail += ": the journal reached its bound before the sink had taken them; raise journal_max_bytes or see why the sink is behind"
+	c.state.Lost += records
+	c.state.LostTo = floor
+	c.state.Untold = append(slices.Clone(c.state.Untold), loss)
+	return true, err
 }
 
-// rangeOf counts the records from one position to another, and finds their first
-// and last time.
-func (j *Journal) rangeOf(from, to Position) (record.Loss, error) {
+// rangeOf counts the records from one position to another, and describes them as a
+// loss of the cursor name, with their first and last time. A loss record among them
+// stands for itself and for what it counted, or the account would have a hole that
+// no record tells of.
+func (j *Journal) rangeOf(name string, from, to Position) (records int64, loss record.Loss, err error) {
+	loss = record.Loss{Cause: "disk_cap", Source: name}
 	r, err := j.Reader(from)
 	if err != nil {
-		return record.Loss{Count: -1}, err
+		loss.Count = -1
+		return 0, loss, err
 	}
 	defer r.Close()
-	var loss record.Loss
+	unknown := false
 	for {
 		l, err := r.Next()
-		if errors.Is(err, io.EOF) || err == nil && !l.Pos.Before(to) {
-			return loss, nil
+		end := errors.Is(err, io.EOF) || err == nil && !l.Pos.Before(to)
+		if unknown && end || err != nil && !end {
+			loss.Count = -1
+		}
+		if end {
+			return records, loss, nil
 		}
 		if err != nil {
-			loss.Count = -1
-			return loss, err
+			return records, loss, err
 		}
-		loss.Count++
+		records++
+		told := counted(l, name)
+		unknown = unknown || told < 0
+		loss.Count += 1 + max(told, 0)
 		ts := l.TS()
 		if loss.From.IsZero() || ts.Before(loss.From) {
 			loss.From = ts
 		}
 		loss.To = latest(loss.To, ts)
 	}
+}
+
+// counted is how many records a loss record says that the sink name did not get; -1
+// where it says that nobody knows.
+func counted(l Line, name string) int64 {
+	if l.Kind() != record.KindLoss {
+		return 0
+	}
+	var r struct{ Loss record.Loss }
+	if json.Unmarshal(l.Data, &r) != nil || r.Loss.Cause == "disk_cap" && r.Loss.Source != name {
+		return 0
+	}
+	return r.Loss.Count
 }
 
 func latest(a, b time.Time) time.Time {

@@ -1,13 +1,15 @@
 // Package handover is the shim's half of the journal: it brings one record to the
 // agent's socket or, where no agent takes it in time, into the append file of the
 // caller's uid, and does nothing else. It is linked into every docker command, so
-// it calls the kernel directly and imports nothing but syscall.
+// it calls the kernel directly and imports little but syscall.
 //
-// Nothing here blocks for longer than AckWait: the socket is non-blocking, and the
-// file is opened only on a file system that cannot hang (see spoolFile).
+// Nothing here blocks for longer than AckWait: the socket is non-blocking, and a file
+// is opened only on a file system that cannot hang (see spool and MayHang). What
+// nobody took is counted, with its cause, where the agent finds it (see Causes).
 package handover
 
 import (
+	"errors"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -50,22 +52,31 @@ type Target struct {
 	Socket        string // path of the agent's SOCK_SEQPACKET socket
 	Spool         string // folder of the append files
 	SpoolMaxBytes int64  // an append file of this size takes no more
+	SpoolOnDisk   bool   // append on a local disk too, which can freeze or stall
+	NoSocket      bool   // the socket is on a file system that may hang: leave it alone
+	NoSpool       bool   // the same of the spool
 }
 
 // Deliver brings one line, which ends in a newline, on its way. uid names the append
 // file; euid is the user the process acts as.
 func Deliver(t Target, line []byte, uid, euid int) Result {
-	switch send(t.Socket, line) {
+	switch send(t, line) {
 	case acked:
 		return Acked
 	case queued:
-		if spool(t, line, uid, euid, true) {
+		// The queue holds it: what a file cannot take now is not lost yet.
+		if spool(t, line, uid, euid, true) == nil {
 			return QueuedToo
 		}
 		return Queued
 	}
-	if spool(t, line, uid, euid, false) {
+	err := spool(t, line, uid, euid, false)
+	if err == nil {
 		return Spooled
+	}
+	cause := causeOf(err)
+	if cause == causeRemote || cause == causeDisk || !t.files(uid, euid).countLoss(cause) {
+		countInKernel(t.Spool, uid, cause)
 	}
 	return Lost
 }
@@ -81,15 +92,15 @@ const (
 // send writes the line to the agent as one message and waits for its one-byte
 // answer. A full backlog (EAGAIN), a missing, stale or foreign socket are told at
 // once by connect(2).
-func send(path string, line []byte) sent {
-	if path == "" || len(path) > 107 { // sun_path
+func send(t Target, line []byte) sent {
+	if t.NoSocket || t.Socket == "" || len(t.Socket) > 107 { // sun_path
 		return notSent
 	}
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return notSent
 	}
-	if err := connect(fd, path); err != nil {
+	if err := connect(fd, t.Socket); err != nil {
 		syscall.Close(fd)
 		return notSent
 	}
@@ -161,33 +172,44 @@ const (
 	afsMagic   = 0x5346414f
 )
 
-// spool appends the line to the append file of uid with one write(2) and tells
-// whether all of it was taken. agentThere says that the agent's queue holds the line
-// already.
-func spool(t Target, line []byte, uid, euid int, agentThere bool) bool {
-	if t.Spool == "" {
-		return false
+// Why spool writes nothing.
+var (
+	errDisk   = errors.New("on a disk")
+	errRemote = errors.New("on a file system that can hang")
+	errNoFile = errors.New("not a regular file with one name, of this user or root")
+)
+
+// spool appends the line to the append file of uid with one write(2). It returns an
+// error unless all of the line was taken. agentThere says that the agent's queue
+// holds the line already.
+func spool(t Target, line []byte, uid, euid int, agentThere bool) error {
+	if t.NoSpool {
+		return errRemote
 	}
-	// The type first: statfs(2) of a frozen ext4 returns, open(2) for writing does
-	// not. O_APPEND is not atomic on network file systems (open(2)), and a server
-	// that hangs would hang docker.
+	// O_APPEND is not atomic on network file systems (open(2)). On a disk, open(2) and
+	// write(2) wait while it is frozen (fsfreeze(8), an LVM snapshot) or stalls in
+	// writeback, and nothing ends that wait; statfs(2) does not wait.
 	var fs syscall.Statfs_t
-	if syscall.Statfs(t.Spool, &fs) != nil {
-		return false
+	if err := syscall.Statfs(t.Spool, &fs); err != nil {
+		return err
 	}
 	switch uint32(fs.Type) {
 	case tmpfsMagic, ramfsMagic:
 	case nfsMagic, smbMagic, smb2Magic, cifsMagic, fuseMagic, v9fsMagic, cephMagic, afsMagic:
-		return false
+		return errRemote
 	default:
-		// A block device can freeze or stall in writeback. While an agent is there,
-		// its queue is the better place.
-		if agentThere {
-			return false
+		// Where an agent is, its queue is the better place.
+		if agentThere || !t.SpoolOnDisk {
+			return errDisk
 		}
 	}
+	return t.files(uid, euid).append(line, t.SpoolMaxBytes)
+}
+
+// files names the append files of uid.
+func (t Target) files(uid, euid int) files {
 	f := files{name: t.Spool + "/" + strconv.Itoa(uid), euid: euid, owner: euid}
-	if euid == 0 {
+	if euid == 0 && !t.NoSpool {
 		// The agent may run as another user than root, and the folder is its own:
 		// what root writes there must be the agent's to read.
 		var st syscall.Stat_t
@@ -195,11 +217,7 @@ func spool(t Target, line []byte, uid, euid int, agentThere bool) bool {
 			f.owner = int(st.Uid)
 		}
 	}
-	ok := f.append(line, t.SpoolMaxBytes)
-	if !ok {
-		f.countLoss()
-	}
-	return ok
+	return f
 }
 
 // files are the two append files of one uid.
@@ -212,11 +230,12 @@ type files struct {
 // append writes line with one write(2). A short write leaves a torn line, which
 // readers resynchronise at the record's marker: going on could put another
 // process's record in the middle.
-func (f files) append(line []byte, maxBytes int64) bool {
+func (f files) append(line []byte, maxBytes int64) error {
 	fd, created, err := f.open(".jsonl")
 	if err != nil {
-		return false
+		return err
 	}
+	defer syscall.Close(fd)
 	if created {
 		// The counter of losses gets its first page while there still is one.
 		if lfd, _, err := f.open(".lost"); err == nil {
@@ -224,23 +243,31 @@ func (f files) append(line []byte, maxBytes int64) bool {
 			syscall.Close(lfd)
 		}
 	}
-	ok := false
 	var st syscall.Stat_t
-	if syscall.Fstat(fd, &st) == nil && st.Size < maxBytes {
-		n, err := writeNoSignal(fd, line)
-		ok = err == nil && n == len(line)
+	if err := syscall.Fstat(fd, &st); err != nil {
+		return err
 	}
-	syscall.Close(fd)
-	return ok
+	if st.Size >= maxBytes {
+		return syscall.EFBIG
+	}
+	n, err := writeNoSignal(fd, line)
+	if err == nil && n != len(line) {
+		err = syscall.ENOSPC
+	}
+	return err
 }
 
-// countLoss appends one byte, so that the size of the file tells how many records of
-// this uid were lost. A tmpfs that is full still has room in a page it gave before.
-func (f files) countLoss() {
-	if fd, _, err := f.open(".lost"); err == nil {
-		writeNoSignal(fd, []byte{'x'})
-		syscall.Close(fd)
+// countLoss appends one byte, the cause's letter, so that the size of the file tells
+// how many records of this uid were lost. A tmpfs that is full still has room in a
+// page it gave before.
+func (f files) countLoss(cause int) bool {
+	fd, _, err := f.open(".lost")
+	if err != nil {
+		return false
 	}
+	n, err := writeNoSignal(fd, []byte{Causes[cause].Letter})
+	syscall.Close(fd)
+	return n == 1 && err == nil
 }
 
 const (
@@ -269,7 +296,7 @@ func (f files) open(ending string) (fd int, created bool, err error) {
 	var st syscall.Stat_t
 	if err = syscall.Fstat(fd, &st); err == nil &&
 		(st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Nlink != 1 || st.Uid != 0 && int(st.Uid) != f.euid && int(st.Uid) != f.owner) {
-		err = syscall.EPERM
+		err = errNoFile
 	}
 	if err != nil {
 		syscall.Close(fd)
@@ -282,6 +309,14 @@ func (f files) open(ending string) (fd int, created bool, err error) {
 // (openat2(2), Linux 5.6), and on older kernels or under a seccomp profile that
 // forbids openat2 not in the last part.
 func openNoLinks(path string, flags int, mode uint32) (int, error) {
+	fd, err := openAt2(path, flags, mode)
+	if err == syscall.ENOSYS || err == syscall.EPERM {
+		return syscall.Open(path, flags, mode)
+	}
+	return fd, err
+}
+
+func openAt2(path string, flags int, mode uint32) (int, error) {
 	p, err := syscall.BytePtrFromString(path)
 	if err != nil {
 		return -1, err
@@ -290,13 +325,10 @@ func openNoLinks(path string, flags int, mode uint32) (int, error) {
 	const atFdcwd = -100
 	dirfd := atFdcwd
 	fd, _, errno := syscall.RawSyscall6(sysOpenat2, uintptr(dirfd), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&how)), unsafe.Sizeof(how), 0, 0)
-	switch errno {
-	case 0:
-		return int(fd), nil
-	case syscall.ENOSYS, syscall.EPERM:
-		return syscall.Open(path, flags, mode)
+	if errno != 0 {
+		return -1, errno
 	}
-	return -1, errno
+	return int(fd), nil
 }
 
 // writeNoSignal writes with SIGXFSZ ignored: at RLIMIT_FSIZE the kernel sends it to
