@@ -17,7 +17,35 @@ func NewID(now time.Time) string {
 	var h maphash.Hash // a new random seed for each value
 	h.SetSeed(maphash.MakeSeed())
 	h.WriteByte(1)
-	return uuid7(now, h.Sum64())
+	return uuid7(now, h.Sum64()&^derivedBit)
+}
+
+// derivedBit is the highest of the 62 random bits: 1 in the ids of DeriveID, 0 in
+// those of NewID. What is derived can be computed in advance by whoever knows the
+// parts; a job that sent an invocation under the id of its own job.end would have that
+// dropped as a duplicate. The bit keeps the two apart.
+const derivedBit = 1 << 61
+
+// InvocationID returns the id under which an invocation of this id is kept, and false
+// for what is no UUIDv7 in lower case. An id with the mark of a derived one loses it.
+func InvocationID(id string) (string, bool) {
+	if len(id) != 36 || id[14] != '7' || id[19] != '8' && id[19] != '9' && id[19] != 'a' && id[19] != 'b' {
+		return "", false
+	}
+	for i := range len(id) {
+		c := id[i]
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		if dash != (c == '-') || !dash && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return "", false
+		}
+	}
+	switch id[19] { // 10 and two random bits, of which the first is the mark
+	case 'a':
+		id = id[:19] + "8" + id[20:]
+	case 'b':
+		id = id[:19] + "9" + id[20:]
+	}
+	return id, true
 }
 
 // DeriveID returns a UUIDv7 for the time ts whose random bits are a hash of
@@ -38,7 +66,7 @@ func DeriveID(ts time.Time, parts ...string) string {
 	h ^= h >> 33
 	h *= 0xc4ceb9fe1a85ec53
 	h ^= h >> 33
-	return uuid7(ts, h)
+	return uuid7(ts, h|derivedBit)
 }
 
 func uuid7(ts time.Time, random uint64) string {

@@ -2,6 +2,7 @@ package record
 
 import (
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 )
@@ -82,4 +83,33 @@ func BenchmarkAppend(b *testing.B) {
 		buf = Append(buf[:0], &r)
 	}
 	b.SetBytes(int64(len(buf)))
+}
+
+// A job that knows how ids are derived must not be able to send an invocation that
+// takes the id of one of the agent's own records.
+func TestAnInvocationNeverHasADerivedID(t *testing.T) {
+	now := time.Unix(1763900000, 0)
+	for i := range 1000 {
+		ts := now.Add(time.Duration(i) * time.Second)
+		own, derived := NewID(ts), DeriveID(ts, "job.end", "key")
+		if kept, ok := InvocationID(own); !ok || kept != own {
+			t.Fatalf("%s became %s, %v", own, kept, ok)
+		}
+		kept, ok := InvocationID(derived)
+		if !ok || kept == derived {
+			t.Fatalf("%s became %s, %v", derived, kept, ok)
+		}
+		if again, _ := InvocationID(kept); again != kept {
+			t.Fatalf("%s became %s and then %s", derived, kept, again)
+		}
+	}
+	good := NewID(now)
+	for _, id := range []string{
+		"", "x", good[:35], good + "0", strings.ToUpper(good), strings.Replace(good, "-", "0", 1), good[:35] + "\"", good[:35] + "\n",
+		good[:14] + "4" + good[15:], good[:19] + "c" + good[20:], good[:8] + "0" + good[9:],
+	} {
+		if kept, ok := InvocationID(id); ok && id != good {
+			t.Errorf("%q was taken as %s", id, kept)
+		}
+	}
 }
