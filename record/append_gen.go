@@ -435,6 +435,10 @@ func appendEvent(dst []byte, v *Event) []byte {
 		dst = appendKey(dst, "\"engine\":")
 		dst = appendString(dst, string(v.Engine))
 	}
+	if v.WaitedNS != 0 {
+		dst = appendKey(dst, "\"waited_ns\":")
+		dst = appendInt(dst, v.WaitedNS)
+	}
 	dst = appendUnknown(dst, v.Unknown)
 	return append(dst, '}')
 }

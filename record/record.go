@@ -290,6 +290,8 @@ type Event struct {
 	Replayed bool `json:"replayed,omitempty"`
 	// Engine is the id of the Docker daemon.
 	Engine string `json:"engine,omitempty"`
+	// WaitedNS is set in the first event after a start at which the Docker daemon was not up: how long it was waited for, in nanoseconds.
+	WaitedNS int64 `json:"waited_ns,omitempty"`
 	// Unknown holds members that this build does not know.
 	Unknown []byte `json:"-"`
 }
@@ -306,7 +308,7 @@ type Attr struct {
 
 // Loss describes records that are missing, and why. A hole is data.
 type Loss struct {
-	// Cause is a short fixed word: stream_gap, daemon_restarted, queue_full, disk_full, disk_cap, torn_line, truncated_file, unreadable_file, cursor_lost, quarantine_full, shim, metrics_dropped, agent_restarted.
+	// Cause is a short fixed word: stream_gap, daemon_restarted, queue_full, disk_full, disk_cap, torn_line, truncated_file, unreadable_file, cursor_lost, quarantine_full, shim, metrics_dropped, agent_restarted, changed_file.
 	Cause string `json:"cause,omitempty"`
 	// Count is the number of records lost; -1 where it cannot be known.
 	Count int64 `json:"count,omitempty"`
@@ -314,7 +316,7 @@ type Loss struct {
 	From time.Time `json:"from,omitzero"`
 	// To is the end of that time.
 	To time.Time `json:"to,omitzero"`
-	// Source is the part that lost them: events, journal, spool, sink name, shim.
+	// Source is the part that lost them: events, journal, spool, sink name, shim, or installation where one of its files was changed.
 	Source string `json:"source,omitempty"`
 	// Detail says more in plain words.
 	Detail string `json:"detail,omitempty"`

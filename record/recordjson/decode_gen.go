@@ -274,7 +274,7 @@ func (d *decoder) objectEnd(v *record.End) {
 	})
 }
 
-var knownEvent = []string{"type", "action", "detail", "scope", "actor_id", "image", "name", "time_nano", "received", "exit_code", "duration_ns", "oom", "signal", "exec_id", "driver", "container", "reclaimed_bytes", "runner_made", "labels", "replayed", "engine"}
+var knownEvent = []string{"type", "action", "detail", "scope", "actor_id", "image", "name", "time_nano", "received", "exit_code", "duration_ns", "oom", "signal", "exec_id", "driver", "container", "reclaimed_bytes", "runner_made", "labels", "replayed", "engine", "waited_ns"}
 
 func (d *decoder) objectEvent(v *record.Event) {
 	d.object(&v.Unknown, knownEvent, func(key []byte) bool {
@@ -326,6 +326,8 @@ func (d *decoder) objectEvent(v *record.Event) {
 			v.Replayed = d.bool()
 		case "engine":
 			v.Engine = d.string()
+		case "waited_ns":
+			v.WaitedNS = d.int()
 		default:
 			return false
 		}
