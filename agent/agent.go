@@ -106,6 +106,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.open(ctx); err != nil {
 		return errors.Join(err, a.close())
 	}
+	a.intake.begin()
 	// Receivers stop before what they feed: first sources, then sinks, then journal.
 	sources, stopSources := context.WithCancel(context.Background())
 	sinksCtx, stopSinks := context.WithCancel(context.Background())

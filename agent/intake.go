@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/journal"
@@ -35,6 +37,9 @@ type intake struct {
 	lost    record.Loss // of pending records, not yet told
 	counts  Counts
 	said    time.Time // when a trouble was last logged
+
+	opened atomic.Bool  // losses go straight into the journal
+	told   atomic.Int64 // those that did
 
 	lossMu sync.Mutex
 	losses []*record.Record // told by loss, not yet pending
@@ -161,18 +166,36 @@ func (in *intake) keep(r *record.Record) {
 }
 
 // loss records that something is missing. The journal calls it from inside an
-// append, while mu is held: the record waits for the next retry.
+// append, while mu is held, and counts on it that the loss is kept when it returns:
+// the record goes into the journal past writeLocked. While the agent opens, or where
+// there is no room, it waits for the next retry.
+//
+// The id is derived: a loss that the journal tells again after a kill is the same.
 func (in *intake) loss(l record.Loss) {
 	ts := l.To
 	if ts.IsZero() {
 		ts = in.a.now()
 	}
-	r := &record.Record{ID: record.NewID(in.a.now()), TS: ts, Kind: record.KindLoss, By: record.ByNone, Loss: &l}
+	r := &record.Record{
+		ID: record.DeriveID(ts, "loss", l.Cause, l.Source, l.Detail, strconv.FormatInt(l.Count, 10), strconv.FormatInt(l.From.UnixNano(), 10), strconv.FormatInt(ts.UnixNano(), 10)),
+		TS: ts, Kind: record.KindLoss, Schema: record.SchemaVersion, By: record.ByNone, Loss: &l, Host: &in.a.o.Host,
+	}
 	in.a.stampByTime(r)
 	in.a.log.Warn("records are missing", "cause", l.Cause, "count", l.Count, "source", l.Source, "detail", l.Detail)
+	if in.opened.Load() && in.a.journal.Append(record.Append(nil, r)) == nil {
+		in.told.Add(1)
+		in.a.metrics.Observe(r)
+		return
+	}
 	in.lossMu.Lock()
 	defer in.lossMu.Unlock()
 	in.losses = append(in.losses, r)
+}
+
+// begin ends the time in which losses wait: all cursors are open now.
+func (in *intake) begin() {
+	in.opened.Store(true)
+	in.retry()
 }
 
 func (in *intake) retry() {
@@ -247,5 +270,7 @@ func (in *intake) count(f func(*Counts)) {
 func (in *intake) status() Counts {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.counts
+	c := in.counts
+	c.Records += in.told.Load()
+	return c
 }
