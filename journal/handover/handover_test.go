@@ -106,7 +106,7 @@ func TestLossesAreCounted(t *testing.T) {
 			t.Fatalf("result %d", got)
 		}
 	}
-	if b, _ := os.ReadFile(spoolName(dir, ".lost")); string(b) != "\nxxx" {
+	if b, _ := os.ReadFile(spoolName(dir, ".lost")); string(b) != "\nfff" {
 		t.Errorf("counter holds %q", b)
 	}
 }
@@ -137,7 +137,7 @@ func TestFullDisk(t *testing.T) {
 	if whole != results[Spooled] || results[Spooled] == 0 || results[Lost] == 0 {
 		t.Errorf("%d whole lines, results %v", whole, results)
 	}
-	if lost, _ := os.ReadFile(spoolName(dir, ".lost")); bytes.Count(lost, []byte("x")) != results[Lost] {
+	if lost, _ := os.ReadFile(spoolName(dir, ".lost")); bytes.Count(lost, []byte("s")) != results[Lost] {
 		t.Errorf("%d losses, counter holds %q", results[Lost], lost)
 	}
 }
