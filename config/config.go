@@ -34,6 +34,7 @@ type Config struct {
 	StateDir        string            // journal, contexts, cursors
 	Real            map[string]string // the real binary of a tool, where it is not <shim>.original
 	SpoolMaxBytes   int64             // a spool file at this size takes no more records
+	SpoolOnDisk     bool              // without an agent, spool on a disk too
 	Canary          int64             // 0 to 100: the share of runners, by name, that record
 	Summary         string            // job summary: off, auto (only where docker was used) or always
 	ChainStarted    string            // a job-started hook to run after ours
@@ -120,6 +121,7 @@ func Keys() []Key {
 			},
 			func(*Config) string { return "" }},
 		number("spool_max_bytes", "Size at which a spool file takes no more records while no agent empties it.", 1<<50, func(c *Config) *int64 { return &c.SpoolMaxBytes }),
+		boolean("spool_on_disk", "`true` uses the spool on a disk too, where `run_dir` is not on tmpfs. A disk that freezes or stalls then makes docker wait while no agent runs.", func(c *Config) *bool { return &c.SpoolOnDisk }),
 		number("canary", "Percentage of runners, chosen by a hash of the runner's name, that record at all.", 100, func(c *Config) *int64 { return &c.Canary }),
 		{"summary", "Job summary: `off`, `auto` (only where docker was used) or `always`.",
 			func(c *Config, _, v string) error {
