@@ -36,36 +36,97 @@ const (
 // Main runs the shim and returns only where the real tool could not be started, with
 // the exit code to end with.
 func Main(args, environ []string) int {
-	self := findSelf(args)
-	cfg, trusted := loadConfig(self)
-	real := cfg.Real[self.tool]
-	if real == "" {
-		real = self.path + ".original"
+	c := start{args: args, environ: environ}
+	c.prepare()
+	if c.real == "" {
+		c.real = execFilename() + ".original" // prepare failed before it knew better
 	}
-	problem := checkReal(real, self)
-	if trusted && cfg.Enabled && !exists(config.OffPath) && !exists(cfg.Off()) {
-		deliver(&cfg, self, args, environ, problem)
+	c.record()
+	if c.problem == 0 {
+		c.problem = execReal(c.real, args, c.environ)
 	}
-	if problem == 0 {
-		problem = execReal(real, args, environ)
-	}
-	return refuse(real, self, problem)
+	return refuse(c.real, c.self, c.problem)
 }
 
-// errnoSelf stands for a real binary that is the shim itself.
-const errnoSelf = syscall.ELOOP
+// start is one call of the shim, on its way to the start of the real tool.
+type start struct {
+	args, environ []string
+
+	self    self
+	cfg     config.Config
+	trusted bool   // cfg is what the installation says, or there is none
+	real    string // path of the real tool
+	problem syscall.Errno
+}
+
+// prepare finds what to start. A panic in here is a defect that must not keep the
+// tool from starting.
+func (c *start) prepare() {
+	c.cfg = config.Default()
+	defer func() {
+		if recover() != nil {
+			c.trusted = false
+			countInternalError(&c.cfg)
+		}
+	}()
+	secure := isSecure()
+	c.self = findSelf(c.args)
+	if secure {
+		c.environ = c.self.dropMistakenPrivileges(c.environ)
+	}
+	c.cfg, c.trusted = loadConfig(c.self, secure)
+	c.real = c.cfg.Real[c.self.tool]
+	if c.real == "" {
+		c.real = c.self.path + ".original"
+	}
+	c.problem = checkReal(c.real, c.self)
+}
+
+// record describes the call and hands the record over, where this is switched on. A
+// panic in here is a defect that costs one record, never the call.
+func (c *start) record() {
+	defer func() {
+		if recover() != nil {
+			countInternalError(&c.cfg)
+		}
+	}()
+	if !c.trusted || !c.cfg.Enabled || exists(config.OffPath) {
+		return
+	}
+	t := handover.Target{Socket: c.cfg.Socket(), Spool: c.cfg.Spool(), SpoolMaxBytes: c.cfg.SpoolMaxBytes, SpoolOnDisk: c.cfg.SpoolOnDisk}
+	hang := handover.MayHang(c.cfg.RunDir, c.cfg.RunDir, t.Spool)
+	t.NoSocket, t.NoSpool = hang[0], hang[0] || hang[1]
+	if !hang[0] && exists(c.cfg.Off()) {
+		return
+	}
+	deliver(t, c.self, c.args, c.environ, c.problem)
+}
+
+func countInternalError(cfg *config.Config) {
+	defer func() { recover() }() // it may be the counting that is defective
+	handover.CountInternalError(cfg.Spool(), syscall.Getuid())
+}
+
+// errnoSelf stands for a real binary that is the shim itself, errnoInterpreter for one
+// that is there and whose interpreter is not, which execve(2) tells as ENOENT too.
+const (
+	errnoSelf        = syscall.ELOOP
+	errnoInterpreter = syscall.ELIBACC
+)
 
 // refuse says in one line why the real tool does not run.
 func refuse(real string, self self, errno syscall.Errno) int {
-	code, hint := exitNotExecutable, ""
+	code, text, hint := exitNotExecutable, errno.Error(), ""
 	switch errno {
+	case errnoInterpreter:
+		text = "its interpreter or loader is missing"
 	case syscall.ENOENT, syscall.ENOTDIR:
 		code = exitNotFound
 		hint = "; reinstall Tallyman, or set real." + self.tool + " in " + config.DefaultPath
 	case errnoSelf:
 		hint = "; it is Tallyman's shim itself: set real." + self.tool + " in " + config.DefaultPath
 	}
-	line := "tallyman: cannot start the real " + self.tool + " at " + real + ": " + errno.Error() + hint + " (" + Marker + ")\n"
+	line := "tallyman: cannot start the real " + self.tool + " at " + real + ": " + text + hint + " (" + Marker + ")\n"
 	syscall.Write(2, []byte(record.Clean(line[:len(line)-1], 1024)+"\n"))
 	return code
 }
@@ -103,16 +164,58 @@ func findSelf(args []string) self {
 	return s
 }
 
+// isSecure tells whether execve(2) gave privileges that the caller's real ids do not
+// have (AT_SECURE, getauxval(3)).
+func isSecure() bool {
+	const atSecure = 23
+	auxv := getAuxv()
+	for i := 0; i+1 < len(auxv); i += 2 {
+		if auxv[i] == atSecure {
+			return auxv[i+1] != 0
+		}
+	}
+	return false
+}
+
+// dropMistakenPrivileges gives back what a set-user-ID or set-group-ID bit on the shim
+// itself gave: the caller chose the path it was called by, hence the program that it
+// starts, and a direct start would not have had these privileges. It returns the
+// environment without the variable that Go's runtime adds for such programs. Where the
+// caller had the privileges itself, they stay.
+func (s self) dropMistakenPrivileges(environ []string) []string {
+	if s.ok && s.st.Mode&(syscall.S_ISUID|syscall.S_ISGID) != 0 {
+		// Of this thread, which is the one that will execute the real tool.
+		gid, uid := uintptr(syscall.Getgid()), uintptr(syscall.Getuid())
+		syscall.RawSyscall(syscall.SYS_SETRESGID, gid, gid, gid)
+		syscall.RawSyscall(syscall.SYS_SETRESUID, uid, uid, uid)
+	}
+	kept := make([]string, 0, len(environ))
+	for _, kv := range environ {
+		if kv != "GOTRACEBACK=none" {
+			kept = append(kept, kv)
+		}
+	}
+	return kept
+}
+
 // loadConfig reads the configuration beside the shim or in /etc. A file that cannot
 // be trusted turns recording off rather than on: someone else may have written it.
-func loadConfig(s self) (cfg config.Config, trusted bool) {
+// With privileges that the caller did not have (secure), a file beside the path that
+// the caller chose is none to go by.
+func loadConfig(s self, secure bool) (cfg config.Config, trusted bool) {
 	owner := uint32(0)
 	if s.ok {
 		owner = s.st.Uid
 	}
-	cfg, _, err := config.Load(s.path[:len(s.path)-len(s.tool)]+config.FileName, owner)
+	var err error = syscall.ENOENT
+	if !secure {
+		cfg, _, err = config.Load(s.path[:len(s.path)-len(s.tool)]+config.FileName, owner)
+	}
 	if err == syscall.ENOENT {
 		cfg, _, err = config.Load(config.DefaultPath, owner)
+	}
+	if err == syscall.EMFILE || err == syscall.ENFILE {
+		handover.CountNoDescriptor(cfg.Spool(), syscall.Getuid())
 	}
 	return cfg, err == nil || err == syscall.ENOENT
 }
@@ -128,13 +231,58 @@ func checkReal(real string, s self) syscall.Errno {
 	if err := syscall.Stat(real, &st); err != nil {
 		return errno(err)
 	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Mode&0o111 == 0 {
+		return syscall.EACCES // what execve(2) says, to root too
+	}
 	if !s.ok {
 		return 0
 	}
 	if st.Dev == s.st.Dev && st.Ino == s.st.Ino || st.Size == s.st.Size && sameContent(real) {
 		return errnoSelf
 	}
+	if st.Size < maxShim && cpuTime() > loopTime && isShim(real) {
+		return errnoSelf
+	}
 	return 0
+}
+
+// Two shims of different builds that are each other's real tool would execute each
+// other for ever. A process keeps its processor time across execve(2): where it has
+// used more than loopTime, a candidate of a shim's size is searched for Marker.
+const (
+	loopTime = 200 * time.Millisecond
+	maxShim  = 8 << 20
+)
+
+// cpuTime is what this process has used since its fork, under whatever programs.
+func cpuTime() time.Duration {
+	const clockProcessCPUTime = 2
+	var ts syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockProcessCPUTime, uintptr(unsafe.Pointer(&ts)), 0)
+	return time.Duration(ts.Nano())
+}
+
+// isShim searches a file for Marker.
+func isShim(path string) bool {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	buf := make([]byte, 256<<10)
+	for have := 0; ; {
+		n, err := syscall.Read(fd, buf[have:])
+		if err != nil || n == 0 {
+			return false
+		}
+		have += n
+		if strings.Contains(unsafe.String(&buf[0], have), Marker) {
+			return true
+		}
+		if keep := len(Marker); have > keep { // it may lie across two reads
+			have = copy(buf, buf[have-keep:have])
+		}
+	}
 }
 
 // sameContent compares a file of the shim's size with the shim.
@@ -177,6 +325,9 @@ func execReal(real string, args, environ []string) syscall.Errno {
 		// than the caller's. By descriptor it is shorter: /dev/fd/N.
 		err = execByDescriptor(real, args, environ, err)
 	}
+	if err == syscall.ENOENT && exists(real) {
+		err = errnoInterpreter
+	}
 	return err
 }
 
@@ -203,19 +354,14 @@ func execByDescriptor(real string, args, environ []string, original syscall.Errn
 // a socket takes, and short enough for one write(2) to an append file.
 const maxRecord = 16 << 10
 
-// deliver describes the call and hands the record over. A panic in here is a defect
-// that costs one record, never the call.
-func deliver(cfg *config.Config, s self, args, environ []string, problem syscall.Errno) {
-	defer func() {
-		recover()
-	}()
+// deliver describes the call and hands the record over.
+func deliver(t handover.Target, s self, args, environ []string, problem syscall.Errno) {
 	uid := syscall.Getuid()
 	r := describe(s, args, environ, uid)
 	if problem != 0 {
 		r.Invocation.ExecError = errnoName(problem)
 	}
-	handover.Deliver(handover.Target{Socket: cfg.Socket(), Spool: cfg.Spool(), SpoolMaxBytes: cfg.SpoolMaxBytes},
-		encode(r, environ), uid, syscall.Geteuid())
+	handover.Deliver(t, encode(r, environ), uid, syscall.Geteuid())
 }
 
 // encode returns the record's line. Where it is too long, what the job controls is
