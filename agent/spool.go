@@ -9,14 +9,17 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -126,13 +129,16 @@ func (s *spool) close() error {
 func (s *spool) scan() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	changed := s.takeKernelCounters()
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		s.warn(s.dir, err)
+		if changed {
+			s.save()
+		}
 		return
 	}
 	there := map[string]bool{}
-	changed := false
 	for _, e := range entries {
 		name := e.Name()
 		there[name] = true
@@ -184,9 +190,10 @@ func (s *spool) takeFile(name string) (changed bool) {
 			file.pos.Offset = old.Offset
 		}
 	}
-	if st.Size < file.pos.Offset {
-		s.a.intake.loss(record.Loss{Cause: "truncated_file", Count: -1, Source: "spool", To: s.a.now(), Detail: name + " became shorter than what was read of it"})
-		file.pos.Offset = 0
+	if file.pos.Offset > 0 && (st.Size < file.pos.Offset || !strings.HasPrefix(s.head(file.f), file.pos.Head)) {
+		// Cut, or cut and grown again beyond the place of reading: no shim does that.
+		s.a.intake.loss(record.Loss{Cause: "truncated_file", Count: -1, Source: "spool", To: s.a.now(), Detail: name + " was cut by someone; what was not read of it before is missing"})
+		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
 	}
 	before := file.pos.Offset
 	if err := s.read(name, file); err != nil {
@@ -308,8 +315,8 @@ func (s *spool) decode(name string, line []byte) *record.Record {
 	return r
 }
 
-// takeLost tells of records that shims could not write anywhere: they leave one x
-// each.
+// takeLost tells of records that shims could not write anywhere: they leave the
+// letter of the cause for each (handover.Causes).
 func (s *spool) takeLost(name string) (changed bool) {
 	path := filepath.Join(s.dir, name)
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -331,14 +338,68 @@ func (s *spool) takeLost(name string) (changed bool) {
 	}
 	b := make([]byte, min(info.Size()-seen, 1<<20))
 	n, _ := f.ReadAt(b, seen)
-	if lost := int64(bytes.Count(b[:n], []byte("x"))); lost > 0 {
-		s.a.intake.loss(record.Loss{
-			Cause: "shim", Count: lost, Source: "shim", To: s.a.now(),
-			Detail: "neither the agent nor the spool took records of uid " + strings.TrimSuffix(name, ".lost"),
-		})
+	for _, cause := range handover.Causes {
+		s.shimLoss(int64(bytes.Count(b[:n], []byte{cause.Letter})), strings.TrimSuffix(name, ".lost"), cause)
 	}
 	s.state.Lost[name] = seen + int64(n)
 	return true
+}
+
+func (s *spool) shimLoss(count int64, uid string, cause handover.Cause) {
+	if count > 0 {
+		s.a.intake.loss(record.Loss{
+			Cause: "shim", Count: count, Source: "shim", To: s.a.now(),
+			Detail: "records of uid " + uid + " were lost: " + cause.Text,
+		})
+	}
+}
+
+// takeKernelCounters tells of records that shims could not even count in a file: see
+// handover.LossKey. They are not set back, which only their creator could do; what was
+// told is remembered.
+func (s *spool) takeKernelCounters() (changed bool) {
+	b, err := os.ReadFile("/proc/sysvipc/sem")
+	if err != nil {
+		return false // a kernel without System V semaphores
+	}
+	there := map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		var key, id, mode, n, uid, gid, creator int
+		if _, err := fmt.Sscan(line, &key, &id, &mode, &n, &uid, &gid, &creator); err != nil {
+			continue // the heading
+		}
+		// mode is printed in octal digits.
+		if n != len(handover.Causes) || strconv.Itoa(mode) != strconv.FormatInt(handover.LossMode, 8) || int32(key) != handover.LossKey(s.dir, creator) {
+			continue
+		}
+		const getAll = 13 // GETALL of semctl(2)
+		var values [len(handover.Causes)]uint16
+		if _, _, errno := unix.Syscall6(unix.SYS_SEMCTL, uintptr(id), 0, getAll, uintptr(unsafe.Pointer(&values)), 0, 0); errno != 0 {
+			continue
+		}
+		for i, value := range values {
+			// The boot is part of the name: after it, ids are used again.
+			name := fmt.Sprintf("sem/%s/%d/%d", s.a.o.Host.BootID, id, i)
+			there[name] = true
+			seen := s.state.Lost[name]
+			if int64(value) == seen {
+				continue
+			}
+			if int64(value) < seen {
+				seen = 0
+			}
+			s.shimLoss(int64(value)-seen, strconv.Itoa(creator), handover.Causes[i])
+			s.state.Lost[name] = int64(value)
+			changed = true
+		}
+	}
+	for name := range s.state.Lost {
+		if strings.HasPrefix(name, "sem/") && !there[name] {
+			delete(s.state.Lost, name)
+			changed = true
+		}
+	}
+	return changed
 }
 
 // save keeps the positions. A write that fails costs doubles after a restart.
