@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("SINKS_TEST_AGENT"); dir != "" {
 		deliverUntilKilled(dir)
 	}
+	if dir := os.Getenv("SINKS_TEST_CRASH"); dir != "" {
+		crashScript(dir)
+	}
 	goleak.VerifyTestMain(m)
 }
 
