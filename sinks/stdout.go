@@ -14,11 +14,21 @@ import (
 // stdoutScheme writes the records as JSON lines to standard output, for collectors
 // that read a container's log.
 func stdoutScheme() Scheme {
-	return Scheme{Name: "stdout", Form: "stdout:", Open: func(_ context.Context, t *Target) (Sink, error) {
+	return Scheme{Name: "stdout", Form: "stdout:", Params: []Param{
+		{"format", "record", "record (the lines of the journal) or gke (structured entries for the logging agent of Google Kubernetes Engine)"},
+	}, Open: func(_ context.Context, t *Target) (Sink, error) {
 		if t.URL.Host != "" || t.URL.Path != "" || t.URL.Opaque != "" {
 			return nil, errors.New("want stdout: and nothing behind it but parameters")
 		}
-		return newWriterSink(unix.Stdout)
+		format := t.String("format", "record")
+		if format != "record" && format != "gke" {
+			return nil, fmt.Errorf("parameter format: want record or gke, not %q", format)
+		}
+		s, err := newWriterSink(unix.Stdout)
+		if err == nil && format == "gke" {
+			s = &gkeSink{Sink: s}
+		}
+		return s, err
 	}}
 }
 

@@ -60,7 +60,7 @@ func (p *program) agent(c *cli.Context) error {
 	host := hook.HostFromEnvironment(p.environ)
 	store := hook.Options{StateDir: cfg.StateDir}
 	err = agent.New(agent.Options{
-		Config: cfg, Store: store.Store(), Host: host, Version: v,
+		Config: cfg, Schemes: schemes(), Store: store.Store(), Host: host, Version: v,
 		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), FlushTimeout: c.Duration("flush-timeout"), Logger: log,
 	}).Run(c.Context)
 	if errors.Is(err, agent.ErrRunning) {

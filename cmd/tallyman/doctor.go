@@ -32,7 +32,7 @@ Examples:
 			in := doctor.Input{
 				Environ: p.environ, ConfigPath: c.String("config"), Timeout: c.Duration("timeout"), AgentConfig: configPath(c),
 				RunDir: c.String("run-dir"), StateDir: c.String("state-dir"),
-				Agent: askAgent, Sink: func(raw string) error { _, err := sinks.Parse(raw); return err },
+				Agent: askAgent, Sink: func(raw string) error { _, err := sinks.Parse(raw, schemes()...); return err },
 			}
 			r := doctor.Run(c.Context, in)
 			write := r.Terminal

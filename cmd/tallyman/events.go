@@ -171,7 +171,7 @@ func (s *eventStream) open(ctx context.Context, state string, cfg eventsConfig) 
 		return fmt.Errorf("open the journal: %w", err)
 	}
 	for _, raw := range cfg.sinks {
-		target, err := sinks.Parse(raw)
+		target, err := sinks.Parse(raw, schemes()...)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,7 @@
+//go:build slim
+
+package main
+
+import "github.com/tallyman-ci/tallyman/sinks"
+
+func googleSchemes() []sinks.Scheme { return nil }
