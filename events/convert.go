@@ -114,6 +114,7 @@ func (c *converter) convert(m *message, r *record.Record, ev *record.Event) {
 		Received: time.Unix(0, m.received).UTC(),
 		Replayed: m.replayed,
 		Engine:   text(m.daemon.Engine),
+		WaitedNS: int64(m.waited),
 	}
 	ev.Type, _ = knownType(m.typ)
 	ev.Action, _ = knownAction(m.action)
@@ -266,18 +267,23 @@ func number(s string, low, high int64) int64 {
 	return n
 }
 
+// labels cleans the labels and leaves out those that no longer fit.
 func labels(in []record.Attr) []record.Attr {
-	for i := range in {
-		in[i].Key, in[i].Value = text(in[i].Key), text(in[i].Value)
+	kept, left := in[:0], maxLabelText
+	for _, l := range in {
+		l = record.Attr{Key: text(l.Key), Value: text(l.Value)}
+		if size := len(l.Key) + len(l.Value); size <= left {
+			kept, left = append(kept, l), left-size
+		}
 	}
-	return in
+	return kept
 }
 
 // text returns s fit for one line on a terminal: control characters, the line and
 // paragraph separators, direction overrides and broken UTF-8 become U+FFFD, and
 // s is cut to maxText bytes.
 func text(s string) string {
-	s = cut(s)
+	s = cutTo(s, maxText)
 	plain := true
 	for i := 0; i < len(s); i++ {
 		if s[i] < ' ' || s[i] > '~' {

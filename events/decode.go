@@ -6,16 +6,21 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tallyman-ci/tallyman/record"
 )
 
-// maxText is the size to which every text from the daemon is cut: names and
-// labels are what a job typed.
-const maxText = 4 << 10
-
-// maxLabels is the number of allow-listed labels kept of one event.
-const maxLabels = 64
+// Names and labels are what a job typed. The bounds keep the record of one event,
+// with the job's context and every quote escaped, below the 64 KiB that the journal
+// takes of a record: one that it refused would be offered again for ever, and all
+// events after it would wait.
+const (
+	maxName      = 1 << 10 // bytes of a name, an id or a reference; docker allows 255
+	maxText      = 4 << 10 // bytes of a label's value
+	maxLabels    = 64      // allow-listed labels kept of one event,
+	maxLabelText = 8 << 10 // and the bytes of all their names and values
+)
 
 // message is one event as it waits in the queue: what the record needs of the
 // line and nothing else. Above all nothing of an exec's command line.
@@ -41,9 +46,10 @@ type message struct {
 	labels      []record.Attr
 	runnerLabel bool // has the empty label that the runner puts on its containers
 
-	key      uint64    // identity in a replay, see message.hash
-	received int64     // our time, nanoseconds since 1970
-	daemon   *identity // who sent it
+	waited   time.Duration // how long the streamer had waited for the daemon
+	key      uint64        // identity in a replay, see message.hash
+	received int64         // our time, nanoseconds since 1970
+	daemon   *identity     // who sent it
 	replayed bool
 }
 
@@ -231,7 +237,7 @@ func (d *decoder) attribute(m *message, key, value string) {
 		}
 	}
 	if d.labels[key] && len(m.labels) < maxLabels {
-		m.labels = append(m.labels, record.Attr{Key: key, Value: cut(value)})
+		m.labels = append(m.labels, record.Attr{Key: key, Value: cutTo(value, maxText)})
 	}
 }
 
@@ -244,7 +250,7 @@ func (m *message) finish(seconds int64, size int) bool {
 		return false
 	}
 	for _, s := range []*string{&m.typ, &m.scope, &m.actor, &m.image, &m.name, &m.execID, &m.container, &m.driver} {
-		*s = cut(*s)
+		*s = cutTo(*s, maxName)
 	}
 	// Numbers: what is longer is none.
 	for _, s := range []*string{&m.exitCode, &m.signal, &m.reclaimed, &m.execDuration} {
@@ -334,7 +340,7 @@ func cutAction(s string) (action, detail string) {
 	if a, ok := knownAction(action); ok {
 		action = a
 	} else {
-		action = strings.Clone(cut(action))
+		action = strings.Clone(cutTo(action, maxName))
 	}
 	if found && action == "health_status" {
 		switch rest = strings.TrimSpace(rest); rest {
@@ -351,10 +357,10 @@ func cutAction(s string) (action, detail string) {
 	return action, detail
 }
 
-// cut cuts s to maxText bytes. A rune that this splits becomes U+FFFD later.
-func cut(s string) string {
-	if len(s) > maxText {
-		return s[:maxText]
+// cutTo cuts s to max bytes. A rune that this splits becomes U+FFFD later.
+func cutTo(s string, max int) string {
+	if len(s) > max {
+		return s[:max]
 	}
 	return s
 }

@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	dockerevents "github.com/docker/docker/api/types/events"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 )
@@ -283,17 +286,118 @@ func TestNotAnEvent(t *testing.T) {
 	}
 }
 
-func TestManyLabels(t *testing.T) {
-	attributes := map[string]string{"name": "n", "image": "a:1"}
-	var want []string
-	for i := range 1000 {
-		key := fmt.Sprintf("l%04d", i)
-		want = append(want, key)
-		attributes[key] = strings.Repeat("v", 5000)
+// EV-13 and EV-28: whatever a job names its containers and writes into labels, the
+// record is one line that a terminal may show and that the journal takes, stamped
+// with the largest job context there is; and labels that nobody asked for stay out.
+func TestHostileNamesAndLabels(t *testing.T) {
+	faults.Case(t, "EV-13", "EV-28")
+	control := "a\x1b[31m\r\n\x00\u2028\u202e\x7f\xff\"\\"
+	many := func(n int, value string) map[string]string {
+		all := map[string]string{"name": "n", "image": "a:1"}
+		for i := range n {
+			all[fmt.Sprintf("l%04d", i)] = value
+		}
+		return all
 	}
-	e := converted(t, want, event(t, "container", "create", "id", 5, attributes))[0].Event
-	if len(e.Labels) != maxLabels || len(e.Labels[0].Value) != maxText || e.Image != "a:1" {
-		t.Errorf("%d labels, first of %d bytes, image %q", len(e.Labels), len(e.Labels[0].Value), e.Image)
+	with := func(name, image string) map[string]string { return map[string]string{"name": name, "image": image} }
+	for _, row := range []struct {
+		name       string
+		attributes map[string]string
+		labels     int // that are kept
+	}{
+		{"1,000 labels", many(1000, "v"), maxLabels},
+		{"1,000 labels of 5 KB", many(1000, strings.Repeat("v", 5000)), 1},
+		{"1,000 labels of quotes", many(1000, strings.Repeat(`"`, 1000)), 8},
+		{"labels of 1 MB", many(4, strings.Repeat("v", 1<<20)), 1},
+		{"a label of control bytes", many(1, strings.Repeat(control, 1000)), 1},
+		{"a name of control bytes", with(strings.Repeat(control, 10000), "a:1"), 0},
+		{"a name of 1 MB", with(strings.Repeat("n", 1<<20), "a:1"), 0},
+		{"an image of 1 MB", with("n", strings.Repeat("i", 1<<20)), 0},
+		{"an image of control bytes", with("n", control), 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.attributes["secret.label"] = "s3cret"
+			row.attributes["execID"] = strings.Repeat(`"`, 1<<16)
+			var asked []string
+			for i := range 1000 {
+				asked = append(asked, fmt.Sprintf("l%04d", i))
+			}
+			for _, typ := range []string{"container", "image", "network", "volume", control} {
+				line := event(t, typ, "create"+control, strings.Repeat(control, 5000), 5, row.attributes)
+				r := converted(t, asked, line)[0]
+				if got := len(r.Event.Labels); typ == "container" && got != row.labels {
+					t.Errorf("%d labels, want %d", got, row.labels)
+				}
+				size, longest := 0, 0
+				for _, l := range r.Event.Labels {
+					size, longest = size+len(l.Key)+len(l.Value), max(longest, len(l.Value))
+				}
+				if size > maxLabelText || longest > maxText {
+					t.Errorf("labels of %d bytes, the longest value of %d", size, longest)
+				}
+				// What the agent adds, every byte of it escaped.
+				worst := strings.Repeat(`"`, 2<<10)
+				r.CI = &record.CI{Repository: worst, Workflow: worst, WorkflowRef: worst, JobName: worst, Ref: worst, HeadRef: worst}
+				encoded := record.Append(nil, r)
+				if len(encoded) > journal.MaxLine {
+					t.Errorf("%s: a record of %d bytes: the journal takes %d", typ, len(encoded), journal.MaxLine)
+				}
+				var back record.Record
+				if err := recordjson.Unmarshal(encoded, &back); err != nil || bytes.Count(encoded, []byte("\n")) != 1 {
+					t.Fatalf("not one line of JSON: %v", err)
+				}
+				if bytes.Contains(encoded, []byte("s3cret")) {
+					t.Error("a label that was not asked for is in the record")
+				}
+				texts := []string{back.Event.Name, back.Event.Image, back.Event.ActorID, back.Event.ExecID, back.Event.Type, back.Event.Action}
+				for _, l := range back.Event.Labels {
+					texts = append(texts, l.Key, l.Value)
+				}
+				for _, s := range texts {
+					if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x202e }) {
+						t.Errorf("a control character in %.60q", s)
+					}
+				}
+			}
+		})
+	}
+}
+
+// EV-11: a daemon newer than this build, or one that is none. Type and action stay in
+// their closed sets, for they become tags; members that are not known are passed over.
+func TestUnknownEvents(t *testing.T) {
+	faults.Case(t, "EV-11")
+	types, actions := Types(), Actions()
+	for _, row := range []struct{ line, typ, action, actor string }{
+		{`{"Type":"galaxy","Action":"explode","Actor":{"ID":"x"},"timeNano":5}`, Other, Other, "x"},
+		{`{"Type":"container","Action":"levitate","Actor":{"ID":"x"},"timeNano":5}`, "container", Other, "x"},
+		{`{"Type":"galaxy","Action":"start","Actor":{"ID":"x"},"timeNano":5}`, Other, "start", "x"},
+		{`{"Type":"CONTAINER","Action":"Start","timeNano":5}`, Other, Other, ""},
+		{`{"Type":"container","Action":"start","timeNano":5}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","Actor":null,"timeNano":5}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","Actor":[1,2],"timeNano":5}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","Actor":"x","timeNano":5}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","Actor":{"ID":7,"Attributes":[]},"timeNano":5}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","Actor":{"ID":"x","Attributes":{"name":{"a":1},"exitCode":3}},"timeNano":5}`, "container", "start", "x"},
+		{`{"Type":"container","Action":"start","Actor":{"ID":"x","New":{"deep":[{}]}},"timeNano":5,"Extra":{"a":[1,null]},"more":1e3}`, "container", "start", "x"},
+		{`{"Type":7,"Action":{},"Actor":{"ID":"x"},"timeNano":5}`, Other, Other, "x"},
+		{`{"Action":"start","timeNano":5}`, Other, "start", ""},
+		{`{"Type":"container"}`, "container", Other, ""},
+		{`{"timeNano":5}`, Other, Other, ""},
+		{`{"Type":"container","Action":"start","timeNano":"soon","time":-1}`, "container", "start", ""},
+		{`{"Type":"container","Action":"start","timeNano":99999999999999999999}`, "container", "start", ""},
+		{`{"Type":"container","Action":": --password=x","Actor":{"ID":"x"},"timeNano":5}`, "container", Other, "x"},
+	} {
+		r := converted(t, nil, []byte(row.line))[0]
+		if e := r.Event; e.Type != row.typ || e.Action != row.action || e.ActorID != row.actor {
+			t.Errorf("%s: type %q, action %q, actor %q; want %q, %q, %q", row.line, e.Type, e.Action, e.ActorID, row.typ, row.action, row.actor)
+		}
+		if !slices.Contains(types, r.Event.Type) || !slices.Contains(actions, r.Event.Action) {
+			t.Errorf("%s: %q or %q is not of the closed sets", row.line, r.Event.Type, r.Event.Action)
+		}
+		if r.TS.IsZero() || r.TS.Year() > 2100 && r.Event.TimeNano == 0 {
+			t.Errorf("%s: time %v", row.line, r.TS)
+		}
 	}
 }
 

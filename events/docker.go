@@ -39,6 +39,8 @@ type daemon struct {
 	// through client.Events, which decodes each event into maps with a
 	// json.Decoder: six to ten times of what decode.go takes (BenchmarkDecode).
 	stream *http.Transport
+	// opening bounds the calls that open a session.
+	opening time.Duration
 }
 
 // identity says which daemon this is, and which life of it.
@@ -87,7 +89,7 @@ func openDaemon(host string) (*daemon, error) {
 		return nil, fmt.Errorf("cannot reach a Docker daemon over %s://: use a unix:// or tcp:// address in DOCKER_HOST", scheme)
 	}
 	dial := cli.Dialer()
-	return &daemon{cli: cli, stream: &http.Transport{
+	return &daemon{cli: cli, opening: 2 * callTimeout, stream: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			conn, err := dial(ctx)
 			if err != nil {
@@ -119,7 +121,7 @@ func (d *daemon) host() string { return d.cli.DaemonHost() }
 // identify negotiates the API version and asks who is there. It fails when the
 // daemon is not up. A daemon whose proxy refuses /info has no engine id.
 func (d *daemon) identify(ctx context.Context) (identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.opening)
 	defer cancel()
 	ping, err := d.cli.Ping(ctx)
 	if err != nil {
@@ -140,9 +142,9 @@ func (d *daemon) identify(ctx context.Context) (identity, error) {
 	// Not client.Info: it decodes some hundred fields, of which three are needed.
 	var info struct{ ID, ServerVersion, SystemTime string }
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(&info); err != nil {
-		return identity{}, fmt.Errorf("read the Docker daemon's /info: %w", err)
+		return identity{}, fmt.Errorf("read the Docker daemon's /info: %w (is that a Docker daemon, or a proxy before it?)", err)
 	}
-	id.Engine, id.Version = info.ID, info.ServerVersion
+	id.Engine, id.Version = cutTo(info.ID, maxName), cutTo(info.ServerVersion, maxName)
 	id.Now, _ = time.Parse(time.RFC3339Nano, info.SystemTime)
 	return id, nil
 }
@@ -172,7 +174,7 @@ func (d *daemon) life() string {
 func (d *daemon) events(ctx context.Context, since int64) (io.ReadCloser, error) {
 	// The deadline is for the opening alone: a context's own would end the stream.
 	ctx, cancel := context.WithCancel(ctx)
-	opening := time.AfterFunc(2*callTimeout, cancel)
+	opening := time.AfterFunc(d.opening, cancel)
 	resp, err := d.get(ctx, "/events", url.Values{"since": {fmt.Sprintf("%d.%09d", since/1e9, since%1e9)}})
 	if err == nil && !opening.Stop() {
 		resp.Body.Close()
@@ -182,7 +184,25 @@ func (d *daemon) events(ctx context.Context, since int64) (io.ReadCloser, error)
 		cancel()
 		return nil, fmt.Errorf("open the event stream: %w", err)
 	}
+	if err := streamable(resp.Header); err != nil {
+		cancel()
+		resp.Body.Close()
+		return nil, err
+	}
 	return &body{ReadCloser: resp.Body, cancel: cancel}, nil
+}
+
+// streamable tells an event stream from what a proxy may answer in its place, with
+// the status 200: a page to log in, or the stream compressed, though we never ask for
+// that. The daemon sends application/json, and other kinds of JSON since API 1.52.
+func streamable(h http.Header) error {
+	if encoding := h.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return fmt.Errorf("%w: it is encoded as %q (a proxy before the daemon must not compress)", errNoStream, text(encoding))
+	}
+	if kind, _, _ := strings.Cut(h.Get("Content-Type"), ";"); strings.EqualFold(strings.TrimSpace(kind), "text/html") {
+		return fmt.Errorf("%w but a web page (is there a proxy before the daemon?)", errNoStream)
+	}
+	return nil
 }
 
 // body is the body of a stream; its Close also ends the request.

@@ -18,6 +18,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -47,6 +48,13 @@ type Options struct {
 	Since time.Time
 	// Labels are the names of the container and image labels to keep.
 	Labels []string
+	// LockDir is a folder for the lock that lets one process of this machine stream
+	// the events of a daemon, however it is addressed; empty means no lock. A lock
+	// that cannot be made is logged, and the events are streamed all the same.
+	LockDir string
+	// Yield makes Run return ErrStreamed where another process has the lock.
+	// Otherwise it waits, and goes on from its own cursor when the other one ends.
+	Yield bool
 	// QueueSize is the number of events that wait at most when out is slow; then
 	// the oldest are dropped, counted, and reported as a loss. Default 8192, about
 	// 6 MB when full.
@@ -96,6 +104,7 @@ type Streamer struct {
 type timing struct {
 	retryMin, retryMax, refusedMax time.Duration // between connection attempts
 	stable                         time.Duration // a session this long resets the wait
+	open                           time.Duration // for each call that opens a stream
 	settle                         time.Duration // for the replay to reach the cursor
 	idle                           time.Duration // silence after which the stream is probed
 	probe                          time.Duration // for the answer to a probe
@@ -105,7 +114,7 @@ type timing struct {
 
 var defaultTiming = timing{
 	retryMin: 100 * time.Millisecond, retryMax: 2 * time.Second, refusedMax: 30 * time.Second,
-	stable: 5 * time.Second, settle: 5 * time.Second,
+	stable: 5 * time.Second, open: 2 * callTimeout, settle: 5 * time.Second,
 	idle: 20 * time.Second, probe: 10 * time.Second,
 	save: 200 * time.Millisecond, drain: time.Second,
 }
@@ -155,18 +164,19 @@ func (s *Streamer) update(f func(*Status)) {
 //
 // When ctx ends, what was read is handed out for at most a second, and the cursor
 // is saved. Run returns nil then, or out's error if records were left, which a
-// next Run will read again.
+// next Run will read again. It returns before that with ErrStreamed, see Options.Yield.
 func (s *Streamer) Run(ctx context.Context, out func([]*record.Record) error) error {
 	begin := s.start()
 	// The first stream's connection may hang in a call; it ends with ctx.
 	var reader sync.WaitGroup
+	var yielded error
 	reader.Go(func() {
 		defer s.queue.close()
-		s.read(ctx, begin)
+		yielded = s.read(ctx, begin)
 	})
 	err := s.convert(ctx, begin, out)
 	reader.Wait()
-	return err
+	return errors.Join(yielded, err)
 }
 
 // start returns where to begin: the cursor of the process before, else Since.

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // quick are waits for tests with a fake daemon.
 var quick = timing{
 	retryMin: 5 * time.Millisecond, retryMax: 20 * time.Millisecond, refusedMax: 40 * time.Millisecond,
-	stable: time.Second, settle: 300 * time.Millisecond,
+	stable: time.Second, open: 10 * time.Second, settle: 300 * time.Millisecond,
 	idle: 100 * time.Millisecond, probe: 50 * time.Millisecond,
 	save: 10 * time.Millisecond, drain: 300 * time.Millisecond,
 }
@@ -240,6 +241,7 @@ func subscribed(t *testing.T, d *fakedockerd.Daemon) {
 
 // EV-01
 func TestWaitsForTheDaemon(t *testing.T) {
+	faults.Case(t, "EV-01")
 	d := &fakedockerd.Daemon{Socket: filepath.Join(t.TempDir(), "docker.sock"), Engine: "E"}
 	r := start(t, d, Options{})
 	eventually(t, "an error in the status", func() bool { return r.s.Status().Error != "" })
@@ -258,11 +260,23 @@ func TestWaitsForTheDaemon(t *testing.T) {
 	if !strings.Contains(r.logs.String(), "waited=") {
 		t.Error("no log line says how long it waited")
 	}
+	// The first record says so too, and no other.
+	r.set(func() {
+		for i, rec := range r.records {
+			if waited := time.Duration(rec.Event.WaitedNS); (i == 0) != (waited != 0) || i == 0 && waited != r.s.Status().Waited {
+				t.Errorf("record %d says that the daemon was waited for %v", i+1, waited)
+			}
+		}
+	})
+	if w := defaultTiming; w.retryMin != 100*time.Millisecond || w.retryMax != 2*time.Second {
+		t.Errorf("it is tried again after %v to %v", w.retryMin, w.retryMax)
+	}
 }
 
 // A first start begins at Since, on the daemon's clock even where that is an hour
 // off (EV-14).
 func TestFirstStart(t *testing.T) {
+	faults.Case(t, "EV-14")
 	for _, skew := range []time.Duration{0, time.Hour, -time.Hour} {
 		t.Run(skew.String(), func(t *testing.T) {
 			d := fake(t, &fakedockerd.Daemon{Clock: func() time.Time { return time.Now().Add(skew) }})
@@ -271,7 +285,8 @@ func TestFirstStart(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 			since := time.Now()
 			d.Publish(m.next(2)...)
-			r := start(t, d, Options{Since: since})
+			state := filepath.Join(t.TempDir(), "events.json")
+			r := start(t, d, Options{Since: since, StatePath: state})
 			eventually(t, "e4", func() bool { return slices.Contains(r.actors(), "e4") })
 			d.Publish(m.next(1)...)
 			want := "[e3 e4 e5]"
@@ -293,12 +308,21 @@ func TestFirstStart(t *testing.T) {
 					}
 				}
 			})
+			// The cursor is the last event's time by the daemon's clock, to the nanosecond.
+			if err := r.stop(); err != nil {
+				t.Error(err)
+			}
+			last := r.records[len(r.records)-1].Event.TimeNano
+			if c, err := loadCursor(state); err != nil || c.TimeNano != last || last-time.Now().Add(skew).UnixNano() > 0 {
+				t.Errorf("cursor at %d (%v), want the daemon's time %d", c.TimeNano, err, last)
+			}
 		})
 	}
 }
 
 // EV-05: a stream that breaks loses nothing and brings nothing twice.
 func TestReplayAfterACut(t *testing.T) {
+	faults.Case(t, "EV-05")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	r := start(t, d, Options{})
@@ -347,6 +371,7 @@ func TestReplayOutOfOrder(t *testing.T) {
 
 // EV-06
 func TestGapBeyondTheBuffer(t *testing.T) {
+	faults.Case(t, "EV-06")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	r := start(t, d, Options{})
@@ -371,6 +396,7 @@ func TestGapBeyondTheBuffer(t *testing.T) {
 
 // EV-02, EV-03, EV-04, EV-07
 func TestDaemonRestarts(t *testing.T) {
+	faults.Case(t, "EV-02", "EV-03", "EV-04", "EV-07")
 	rows := []struct {
 		name   string
 		end    func(*fakedockerd.Daemon)
@@ -440,6 +466,7 @@ func TestBufferGoneWithoutASign(t *testing.T) {
 // EV-15: the replay stops at the first older entry, so after a step back of the
 // daemon's clock it brings nothing of what was missed before the step.
 func TestClockStepsBack(t *testing.T) {
+	faults.Case(t, "EV-15")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	r := start(t, d, Options{})
@@ -453,8 +480,8 @@ func TestClockStepsBack(t *testing.T) {
 	d.Publish(m.next(3)...)
 	d.Refuse(nil)
 	l := r.wantLoss("stream_gap")
-	if l.To.Before(l.From) {
-		t.Errorf("a loss that ends before it begins: %+v", l)
+	if l.To.Before(l.From) || l.Count != -1 {
+		t.Errorf("a loss that ends before it begins, or claims a count: %+v", l)
 	}
 	d.Publish(m.next(2)...)
 	eventually(t, "e11", func() bool { return slices.Contains(r.actors(), "e11") })
@@ -463,6 +490,7 @@ func TestClockStepsBack(t *testing.T) {
 // EV-16: a stream that is open but dead is noticed because the daemon has events
 // that did not come through it.
 func TestHalfOpen(t *testing.T) {
+	faults.Case(t, "EV-16")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	r := start(t, d, Options{})
@@ -484,6 +512,7 @@ func TestHalfOpen(t *testing.T) {
 
 // EV-17
 func TestRefused(t *testing.T) {
+	faults.Case(t, "EV-17")
 	for _, row := range []struct {
 		path string
 		code int
@@ -536,9 +565,10 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// EV-08, EV-09: while out is stuck the stream is read on, and what does not fit is
+// EV-08: while out is stuck the stream is read on, and what does not fit is
 // counted exactly.
 func TestStuckOut(t *testing.T) {
+	faults.Case(t, "EV-08")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	block := make(chan struct{})
@@ -583,8 +613,8 @@ func TestStuckOut(t *testing.T) {
 	}
 }
 
-// EV-09: about 10,000 events a second, all read. (The benchmark in intakebench
-// sends as fast as it can, and measures the memory.)
+// About 10,000 events a second, all read. (EV-09 with the real process and its memory
+// is in e2e; the benchmark in intakebench sends as fast as it can.)
 func TestStorm(t *testing.T) {
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
@@ -603,6 +633,7 @@ func TestStorm(t *testing.T) {
 // EV-21: at the end what was read is handed out and the cursor saved; the next
 // process goes on there.
 func TestNextProcess(t *testing.T) {
+	faults.Case(t, "EV-21")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	state := filepath.Join(t.TempDir(), "events.json")
@@ -771,6 +802,7 @@ func TestSlowOutAtTheEnd(t *testing.T) {
 }
 
 func TestHostileLines(t *testing.T) {
+	faults.Case(t, "EV-23")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	r := start(t, d, Options{})
@@ -806,10 +838,11 @@ func TestHostileLines(t *testing.T) {
 
 // A line without an end costs no more memory than the longest event may.
 func TestEndlessLine(t *testing.T) {
+	faults.Case(t, "EV-23")
 	ss := &session{reader: &reader{s: New(Options{})}, daemon: &identity{}}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	err := ss.lines(io.MultiReader(io.LimitReader(letters{}, 256<<20), strings.NewReader("\n"+`{"Type":"image","Action":"pull","timeNano":1}`+"\n")))
+	err := ss.lines(io.MultiReader(io.LimitReader(letters{}, 1<<30), strings.NewReader("\n"+`{"Type":"image","Action":"pull","timeNano":1}`+"\n")))
 	runtime.ReadMemStats(&after)
 	if !errors.Is(err, io.EOF) || ss.count != 1 || ss.reader.s.Status().Unreadable != 1 {
 		t.Errorf("%v, %d events, %+v", err, ss.count, ss.reader.s.Status())

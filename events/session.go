@@ -24,14 +24,21 @@ const (
 	maxLine = 8 << 20
 )
 
+// ErrStreamed is why a stream is not opened where another process of this machine has
+// one from the same daemon: every event would be counted twice.
+var ErrStreamed = errors.New("the events of this daemon are streamed already")
+
 var (
 	errHalfOpen = errors.New("the stream is dead: the daemon has events that did not come through it")
 	errFrozen   = errors.New("the daemon does not answer")
+	errNoStream = errors.New("the answer is no event stream")
 )
 
-// read keeps a session with the daemon until ctx ends.
-func (s *Streamer) read(ctx context.Context, at cursor) {
-	r := reader{s: s, at: at, began: time.Now()}
+// read keeps a session with the daemon until ctx ends, or with Options.Yield until
+// another process turns out to have one.
+func (s *Streamer) read(ctx context.Context, at cursor) error {
+	r := reader{s: s, at: at, began: time.Now(), lock: streamLock{dir: s.opts.LockDir, log: s.log}}
+	defer r.lock.release()
 	r.decoder.labels = make(map[string]bool, len(s.opts.Labels))
 	for _, l := range s.opts.Labels {
 		r.decoder.labels[l] = true
@@ -47,11 +54,15 @@ func (s *Streamer) read(ctx context.Context, at cursor) {
 		err := r.session(ctx)
 		s.update(func(st *Status) { st.Connected, st.Error = false, err.Error() })
 		if ctx.Err() != nil {
-			return
+			return nil
 		}
+		if s.opts.Yield && errors.Is(err, ErrStreamed) {
+			return err
+		}
+		r.failed = true
 		limit := s.timing.retryMax
 		var refused *statusError
-		if errors.As(err, &refused) {
+		if errors.As(err, &refused) || errors.Is(err, errNoStream) {
 			limit = s.timing.refusedMax
 		}
 		if time.Since(opened) >= s.timing.stable {
@@ -71,6 +82,7 @@ func (s *Streamer) read(ctx context.Context, at cursor) {
 		}
 		wait = min(2*wait, limit)
 	}
+	return nil
 }
 
 // reader is the state of the reading goroutine across sessions.
@@ -80,7 +92,10 @@ type reader struct {
 	at      cursor // the last event read, not yet handed out
 	recent  recent
 	began   time.Time
-	opened  bool // a session was open before
+	opened  bool          // a session was open before
+	failed  bool          // an attempt to open one failed
+	waited  time.Duration // for the daemon, to be told with the first event
+	lock    streamLock
 }
 
 // session connects, reads the stream to its end and returns why it ended.
@@ -91,9 +106,13 @@ func (r *reader) session(ctx context.Context) error {
 		return err
 	}
 	defer d.close()
+	d.opening = s.timing.open
 	s.update(func(st *Status) { st.Host = d.host() })
 	id, err := d.identify(ctx)
 	if err != nil {
+		return err
+	}
+	if err := r.lock.acquire(id.Engine, d.host()); err != nil {
 		return err
 	}
 	now := s.now() // after the daemon read its clock, so that since errs to the early side
@@ -132,8 +151,11 @@ func (r *reader) session(ctx context.Context) error {
 	<-closed
 	watch.Wait()
 	ss.finish()
-	if errors.Is(err, io.EOF) {
-		err = errors.New("the daemon closed the event stream")
+	switch {
+	case ss.count == 0 && ss.bad > 0 && ctx.Err() == nil:
+		return fmt.Errorf("%w: %d lines were read, and none was an event", errNoStream, ss.bad)
+	case errors.Is(err, io.EOF):
+		return errors.New("the daemon closed the event stream")
 	}
 	return err
 }
@@ -156,6 +178,9 @@ func (r *reader) announce(d *daemon, id identity, since int64) {
 	waited := time.Duration(0)
 	if !r.opened {
 		waited = time.Since(r.began)
+		if r.failed {
+			r.waited = waited
+		}
 	}
 	s.update(func(st *Status) {
 		st.Connected, st.Error = true, ""
@@ -185,6 +210,7 @@ type session struct {
 	since  int64           // where the replay began
 	known  map[uint64]bool // keys read before; nil when the replay is over
 	count  int             // events read
+	bad    int             // lines that were none
 	now    int64           // our time of the last Read
 
 	// heard is the time of the last Read that brought something; reached is the
@@ -219,36 +245,64 @@ func (in input) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// errTooLong is returned for a line of more than maxLine bytes, which is passed over.
+var errTooLong = fmt.Errorf("an event of more than %d bytes", maxLine)
+
+// lineReader reads lines of any length in bounded memory.
+type lineReader struct {
+	in   *bufio.Reader
+	long []byte // of a line that is longer than the buffer
+}
+
+func newLineReader(r io.Reader) *lineReader {
+	return &lineReader{in: bufio.NewReaderSize(r, 64<<10)}
+}
+
+// next returns the next whole line, which holds until the next call, or errTooLong.
+// The rest of a stream that has no newline is no event: the replay brings it whole.
+func (l *lineReader) next() ([]byte, error) {
+	l.long = l.long[:0]
+	skip := false
+	for {
+		part, err := l.in.ReadSlice('\n')
+		skip = skip || len(l.long)+len(part) > maxLine
+		switch {
+		case err == nil && skip:
+			l.long = nil
+			return nil, errTooLong
+		case err == nil && len(l.long) == 0:
+			return part, nil
+		case err == nil:
+			line := append(l.long, part...)
+			l.long = nil
+			return line, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		case skip:
+			l.long = nil
+		default:
+			l.long = append(l.long, part...)
+		}
+	}
+}
+
 // lines reads the stream until it ends.
 func (ss *session) lines(stream io.Reader) error {
-	in := bufio.NewReaderSize(input{ss, stream}, 64<<10)
-	var long []byte // the start of a line that is longer than the buffer
-	skip := false   // the line is longer than maxLine
+	in := newLineReader(input{ss, stream})
 	for {
-		part, err := in.ReadSlice('\n')
-		tooLong := len(long)+len(part) > maxLine
-		switch {
-		case err == nil && (skip || tooLong):
-			ss.unreadable(fmt.Sprintf("an event of more than %d bytes", maxLine))
-			long, skip = nil, false
-		case err == nil && long == nil:
-			ss.line(part)
+		switch line, err := in.next(); {
 		case err == nil:
-			ss.line(append(long, part...))
-			long = nil
-		case !errors.Is(err, bufio.ErrBufferFull):
-			// The rest of a line is no event. The replay brings it whole.
-			return err
-		case skip:
-		case tooLong:
-			long, skip = nil, true
+			ss.line(line)
+		case errors.Is(err, errTooLong):
+			ss.unreadable(err.Error())
 		default:
-			long = append(long, part...)
+			return err
 		}
 	}
 }
 
 func (ss *session) unreadable(detail string) {
+	ss.bad++
 	now := ss.reader.s.now().UTC()
 	ss.reader.s.update(func(st *Status) { st.Unreadable++ })
 	ss.reader.s.queue.lose(record.Loss{Cause: "torn_line", Count: 1, Source: source, From: now, To: now, Detail: detail})
@@ -285,6 +339,7 @@ func (ss *session) line(line []byte) {
 			ss.known = nil
 		}
 	}
+	m.waited, r.waited = r.waited, 0
 	r.recent.add(m.key)
 	r.at = cursor{TimeNano: m.nano, Key: m.key, Engine: ss.daemon.Engine, Life: ss.daemon.Life}
 	r.s.queue.push(&m)
@@ -367,12 +422,12 @@ func (ss *session) probe(ctx context.Context, d *daemon) error {
 	// The replay comes at once, then the stream stays open.
 	stop := time.AfterFunc(wait, func() { stream.Close() })
 	defer stop.Stop()
-	in := bufio.NewReaderSize(stream, 64<<10)
+	in := newLineReader(stream)
 	var dec decoder
 	seen, newer := false, false
 	for !newer {
-		line, err := in.ReadBytes('\n')
-		if err != nil {
+		line, err := in.next()
+		if err != nil && !errors.Is(err, errTooLong) {
 			break
 		}
 		if m, err := dec.decode(line); err == nil {
