@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/report"
+	"github.com/tallyman-ci/tallyman/selftest"
 )
 
 // Exit codes.
@@ -24,6 +25,9 @@ const (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == probeCommand {
+		os.Exit(selftest.ProbeMain(os.Args[2:])) // first: it looks at how this process was started
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
 	code := p.run(ctx, os.Args)
@@ -46,7 +50,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	var usage *usageError
 	switch {
 	case hook:
-		if err != nil {
+		if err != nil && !errors.Is(err, errSaid) {
 			fmt.Fprintln(p.stderr, "tallyman: "+report.Safe(err.Error()))
 		}
 		return exitOK
