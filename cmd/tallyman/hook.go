@@ -27,7 +27,12 @@ func (p *program) hookCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
-				return run(c.Context, o)
+				if err := run(c.Context, o); err != nil && name != "work" {
+					return errSaid // in the one line that a hook may write
+				} else if err != nil {
+					return err
+				}
+				return nil
 			},
 		}
 	}
