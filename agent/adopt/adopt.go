@@ -1,0 +1,553 @@
+// Package adopt delivers the journals that dead runners left on a node.
+//
+// Runner pods keep their state folder on a volume of the node, one sub-folder each,
+// and die with their job. An adopter (a DaemonSet) looks for journals that no agent
+// has open and that have been quiet for a while, takes each away from its runner's
+// folder by a rename, delivers it to the sinks from where the runner's own agent had
+// come to, and removes it.
+//
+//	DIR/<runner>/journal             of a runner; its agent holds the lock
+//	DIR/.adopted/<runner>-<t>/journal  taken away
+//	DIR/.adopted/<runner>-<t>/own      the adopter's cursors and quarantine for it
+//	DIR/.quarantine/                 what sinks refused, for tallyman replay
+//
+// Two never deliver one journal at the same time: the journal's lock goes with the
+// file through the rename, and whoever does not get it leaves the journal alone. A
+// runner's folder is written by jobs, so nothing in it is followed or overwritten:
+// cursors are copied out of it, and no path through it is opened.
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/journal"
+	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/sinks"
+)
+
+const (
+	adoptedDir    = ".adopted"
+	quarantineDir = ".quarantine"
+	goneDir       = ".gone" // delivered, and being removed
+	journalDir    = "journal" // of a runner's state folder, see config.Config.Journal
+	ownDir        = "own"
+	// maxCursor bounds a cursor file, which is a line of JSON.
+	maxCursor = 64 << 10
+	// maxQuarantine bounds a dead runner's quarantine; see sinks.PumpOptions.
+	maxQuarantine = 64 << 20
+)
+
+// Options say what is adopted and where it goes. Dir and Sinks must be set.
+type Options struct {
+	Dir     string   // holds one folder for each runner
+	Sinks   []string // URLs, the same as the runners': a sink goes on where the runner's stopped
+	Schemes []sinks.Scheme
+
+	Quiet    time.Duration // since the last change of a journal before it is adopted; default 1 min
+	Forget   time.Duration // since the last change of a runner's folder before it is removed; default 7 days
+	Every    time.Duration // between two looks at Dir; default 5 s
+	Parallel int           // journals at the same time; default 8
+
+	Host   record.Host // names this machine in loss records
+	Logger *slog.Logger
+	Now    func() time.Time // default time.Now
+}
+
+// Adopter delivers dead journals. Its methods are safe for concurrent use.
+type Adopter struct {
+	o    Options
+	slot chan struct{} // holds one token for each journal in work
+
+	mu     sync.Mutex
+	work   map[string]*adoption // by the name in .adopted
+	failed map[string]time.Time // when to try again
+	done   Counts
+}
+
+// Counts are what an adopter did since it started.
+type Counts struct {
+	Adopted   int64 `json:"adopted"`   // journals delivered and removed
+	Delivered int64 `json:"delivered"` // records that sinks took, counted for each sink
+	Refused   int64 `json:"refused"`   // records in the quarantine
+	Errors    int64 `json:"errors"`    // attempts that failed; they are tried again
+}
+
+// Status is what an adopter is doing.
+type Status struct {
+	Counts
+	Journals []Journal `json:"journals"` // in work
+}
+
+// Journal is one journal in work.
+type Journal struct {
+	Name  string         `json:"name"`
+	Sinks []sinks.Status `json:"sinks"`
+}
+
+// New checks the options.
+func New(o Options) (*Adopter, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Quiet <= 0 {
+		o.Quiet = time.Minute
+	}
+	if o.Forget <= 0 {
+		o.Forget = 7 * 24 * time.Hour
+	}
+	if o.Every <= 0 {
+		o.Every = 5 * time.Second
+	}
+	if o.Parallel <= 0 {
+		o.Parallel = 8
+	}
+	if len(o.Sinks) == 0 {
+		return nil, errors.New("adopt: no sinks are configured, so there is nowhere to deliver to (set sinks, as on the runners)")
+	}
+	for _, url := range o.Sinks {
+		if _, err := sinks.Parse(url, o.Schemes...); err != nil {
+			return nil, fmt.Errorf("adopt: %w", err)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(o.Dir, goneDir)); err != nil {
+		return nil, fmt.Errorf("adopt: %w", err)
+	}
+	for _, name := range []string{adoptedDir, quarantineDir, goneDir} {
+		dir := filepath.Join(o.Dir, name)
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("adopt: %w (mount the runners' volume there, writable)", err)
+		}
+		if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
+			return nil, errors.Join(fmt.Errorf("adopt: %s is no folder", dir), err)
+		}
+	}
+	return &Adopter{o: o, slot: make(chan struct{}, o.Parallel), work: map[string]*adoption{}, failed: map[string]time.Time{}}, nil
+}
+
+// Status returns a snapshot.
+func (a *Adopter) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Status{Counts: a.done, Journals: []Journal{}}
+	for name, w := range a.work {
+		j := Journal{Name: name, Sinks: []sinks.Status{}}
+		for _, p := range w.pumps {
+			j.Sinks = append(j.Sinks, p.Status())
+		}
+		s.Journals = append(s.Journals, j)
+	}
+	slices.SortFunc(s.Journals, func(a, b Journal) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// Run adopts until ctx ends. What is not delivered then stays for the next Run.
+func (a *Adopter) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	tick := time.NewTicker(a.o.Every)
+	defer tick.Stop()
+	for {
+		if err := a.take(); err != nil {
+			a.o.Logger.Error("looking for journals", "error", err)
+		}
+		names, err := a.waiting()
+		if err != nil {
+			a.o.Logger.Error("looking for adopted journals", "error", err)
+		}
+		for _, name := range names {
+			select {
+			case a.slot <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+			w := &adoption{a: a, name: name, dir: filepath.Join(a.o.Dir, adoptedDir, name), log: a.o.Logger.With("journal", name)}
+			a.mu.Lock()
+			a.work[name] = w
+			a.mu.Unlock()
+			running.Go(func() {
+				defer func() { <-a.slot }()
+				a.book(w, w.run(ctx))
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// take moves the journals of dead agents out of their runners' folders.
+func (a *Adopter) take() error {
+	entries, err := os.ReadDir(a.o.Dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		dir := filepath.Join(a.o.Dir, e.Name(), journalDir)
+		if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
+			errs = append(errs, a.forget(filepath.Join(a.o.Dir, e.Name())))
+			continue
+		}
+		last, err := lastChange(dir)
+		if err == nil && a.o.Now().Sub(last) < a.o.Quiet {
+			continue
+		}
+		locked := false
+		if err == nil {
+			locked, err = journal.Locked(dir)
+		}
+		if err == nil && !locked {
+			err = a.move(e.Name(), dir)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else another adopter was faster
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forget removes the folder of a runner that left no journal and has not been touched
+// for long. Not at once: an idle runner may have it mounted and wait for its job.
+func (a *Adopter) forget(dir string) error {
+	last, err := lastChange(dir)
+	if err != nil || a.o.Now().Sub(last) < a.o.Forget {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// move takes one journal. An agent that starts at this very moment keeps its lock and
+// writes on in the moved folder; it is adopted when that agent has ended.
+func (a *Adopter) move(runner, dir string) error {
+	name := fmt.Sprintf("%s-%d", runner, a.o.Now().UnixNano())
+	to := filepath.Join(a.o.Dir, adoptedDir, name)
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, filepath.Join(to, journalDir)); err != nil {
+		_ = os.Remove(to) // it is empty
+		return err
+	}
+	a.o.Logger.Info("adopting a journal", "journal", name)
+	return nil
+}
+
+// lastChange is the newest time of a journal's folder and of the files in it.
+func lastChange(dir string) (time.Time, error) {
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	last := st.ModTime()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil && st.ModTime().After(last) {
+			last = st.ModTime()
+		}
+	}
+	return last, nil
+}
+
+// waiting lists the adopted journals that nobody in this process works on.
+func (a *Adopter) waiting() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(a.o.Dir, adoptedDir))
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var names []string
+	for _, e := range entries {
+		if a.work[e.Name()] == nil && e.IsDir() && !a.o.Now().Before(a.failed[e.Name()]) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// book notes how an adoption ended.
+func (a *Adopter) book(w *adoption, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.work, w.name)
+	delete(a.failed, w.name)
+	for _, p := range w.pumps {
+		s := p.Status()
+		a.done.Delivered += s.Delivered
+		a.done.Refused += s.Refused
+	}
+	switch {
+	case err == nil:
+		a.done.Adopted++
+		w.log.Info("a journal is delivered and removed")
+	case w.gone():
+		// What this one's look at it left behind. Where the other one is not done with
+		// it either, that one removes it.
+		_ = os.RemoveAll(filepath.Join(a.o.Dir, goneDir, w.name))
+	case errors.Is(err, journal.ErrLocked), errors.Is(err, context.Canceled):
+		// Another adopter has it, or its own agent still does; or this one ends.
+	default:
+		a.done.Errors++
+		a.failed[w.name] = a.o.Now().Add(time.Minute)
+		w.log.Error("a journal is not delivered yet; it is tried again", "error", err)
+	}
+}
+
+// adoption is the delivery of one journal.
+type adoption struct {
+	a     *Adopter
+	name  string
+	dir   string
+	log   *slog.Logger
+	pumps []*sinks.Pump // set once, before the first Status may see it
+
+	mu     sync.Mutex
+	losses []record.Loss
+}
+
+// run delivers and removes the journal. An error leaves it for the next time.
+func (w *adoption) run(ctx context.Context) (err error) {
+	own, dead := filepath.Join(w.dir, ownDir), filepath.Join(w.dir, journalDir)
+	if _, err := os.Lstat(dead); errors.Is(err, fs.ErrNotExist) {
+		return os.Remove(w.dir) // an adopter ended between two steps
+	}
+	// No bound: a smaller one than the runner's would drop what the runner kept.
+	j, err := journal.Open(dead, journal.Options{MaxBytes: 1 << 50, OnLoss: w.lost, Logger: w.log, Now: w.a.o.Now})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if j != nil {
+			err = errors.Join(err, j.Close())
+		}
+	}()
+	if w.gone() {
+		return errGone
+	}
+	if err := inherit(dead, own); err != nil {
+		return fmt.Errorf("take over the cursors: %w", err)
+	}
+	pumps, err := w.open(ctx, j, own)
+	if err != nil {
+		return err
+	}
+	w.a.mu.Lock()
+	w.pumps = pumps
+	w.a.mu.Unlock()
+	if err := w.append(j); err != nil {
+		return errors.Join(err, w.deliver(ctx, nil))
+	}
+	if err := w.deliver(ctx, j); err != nil {
+		return err
+	}
+	if err := w.keepQuarantines(own, dead); err != nil {
+		return fmt.Errorf("keep what sinks refused: %w", err)
+	}
+	// Out of the others' sight while the lock is held, then away.
+	gone := filepath.Join(w.a.o.Dir, goneDir, w.name)
+	if err := os.Rename(w.dir, gone); err != nil {
+		return err
+	}
+	err = j.Close()
+	j = nil
+	return errors.Join(err, os.RemoveAll(gone))
+}
+
+// errGone is the end of an adoption that another adopter finished.
+var errGone = errors.New("another adopter has delivered it")
+
+// gone says that another adopter has delivered the journal meanwhile.
+func (w *adoption) gone() bool {
+	_, err := os.Lstat(w.dir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+func (w *adoption) lost(l record.Loss) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.losses = append(w.losses, l)
+}
+
+// append writes what was found missing into the journal, so that it is delivered too.
+func (w *adoption) append(j *journal.Journal) error {
+	w.mu.Lock()
+	losses := w.losses
+	w.losses = nil
+	w.mu.Unlock()
+	for _, l := range losses {
+		ts := l.To
+		if ts.IsZero() {
+			ts = w.a.o.Now()
+		}
+		l.Detail = strings.TrimPrefix(l.Detail+"; found when "+w.name+" was adopted", "; ")
+		r := record.Record{ID: record.NewID(w.a.o.Now()), TS: ts, Kind: record.KindLoss, Schema: record.SchemaVersion, By: record.ByNone, Host: &w.a.o.Host, Loss: &l}
+		if err := j.Append(record.Append(nil, &r)); err != nil {
+			return fmt.Errorf("append a loss record: %w", err)
+		}
+	}
+	return nil
+}
+
+// open makes a pump for each sink.
+func (w *adoption) open(ctx context.Context, j *journal.Journal, own string) (pumps []*sinks.Pump, err error) {
+	for _, url := range w.a.o.Sinks {
+		t, err := sinks.Parse(url, w.a.o.Schemes...)
+		if err != nil {
+			return nil, err
+		}
+		s, err := t.Open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		p, err := t.NewPump(j, s, own, w.lost, w.log)
+		if err != nil {
+			return nil, errors.Join(err, s.Close(ctx))
+		}
+		pumps = append(pumps, p)
+	}
+	return pumps, nil
+}
+
+// deliver runs the pumps until all is taken, or ctx ends; with no journal, only to
+// end them.
+func (w *adoption) deliver(ctx context.Context, j *journal.Journal) error {
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, len(w.pumps))
+	for _, p := range w.pumps {
+		go func() { ended <- p.Run(running) }()
+	}
+	var errs []error
+	flushed := make(chan error, len(w.pumps))
+	if j != nil {
+		for _, p := range w.pumps {
+			go func() { flushed <- p.Flush(ctx) }()
+		}
+		for range w.pumps {
+			errs = append(errs, <-flushed)
+		}
+		// What the pumps themselves lost is not in the journal yet.
+		if errs = append(errs, w.append(j)); errors.Join(errs...) == nil {
+			for _, p := range w.pumps {
+				errs = append(errs, p.Flush(ctx))
+			}
+		}
+	}
+	stop()
+	for range w.pumps {
+		errs = append(errs, <-ended)
+	}
+	if ctx.Err() != nil {
+		return context.Canceled
+	}
+	return errors.Join(errs...)
+}
+
+// inherit copies the dead agent's cursors, once. They are read through os.Root, which
+// follows no link out of the journal.
+func inherit(dead, own string) error {
+	cursors := filepath.Join(own, "cursors")
+	if _, err := os.Lstat(cursors); err == nil {
+		return nil
+	}
+	temp := own + ".new"
+	if err := errors.Join(os.RemoveAll(temp), os.MkdirAll(filepath.Join(temp, "cursors"), 0o700)); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dead)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	err = eachFile(root, "cursors", maxCursor, func(name string, b []byte) error {
+		return os.WriteFile(filepath.Join(temp, "cursors", name), b, 0o600)
+	})
+	if err != nil {
+		return err
+	}
+	// A rename, because half of the cursors would mean a delivery from the beginning.
+	return os.Rename(temp, own)
+}
+
+// eachFile reads the regular files of a folder that are not larger than most. Others
+// are passed over: nothing of ours looks like that.
+func eachFile(root *os.Root, dir string, most int64, do func(name string, b []byte) error) error {
+	f, err := root.Open(dir)
+	if err != nil {
+		return nil // there is none
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	if err != nil {
+		return nil // no folder
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		// Non-blocking, because it may be a FIFO by now.
+		file, err := root.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		b, err := io.ReadAll(io.LimitReader(file, most+1))
+		_ = file.Close() // only read
+		if err != nil || int64(len(b)) > most {
+			continue
+		}
+		if err := do(e.Name(), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepQuarantines puts what sinks refused, of the runner's agent and of the adopter,
+// where it outlives the journal.
+func (w *adoption) keepQuarantines(own, dead string) error {
+	keep := func(from string) error {
+		root, err := os.OpenRoot(from)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
+			to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+name)
+			w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)
+			f, err := os.OpenFile(to, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+			if err != nil {
+				return err
+			}
+			_, err = f.Write(b)
+			return errors.Join(err, f.Sync(), f.Close())
+		})
+	}
+	return errors.Join(keep(own), keep(dead))
+}
