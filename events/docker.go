@@ -83,7 +83,7 @@ func openDaemon(host string) (*daemon, error) {
 	}
 	cli, err := client.NewClientWithOpts(append(opts, client.WithAPIVersionNegotiation())...)
 	if err != nil {
-		return nil, fmt.Errorf("set up the Docker client: %w", err)
+		return nil, fmt.Errorf("set up the Docker client: %w (check DOCKER_HOST, which must be a unix:// or tcp:// address, and DOCKER_CERT_PATH)", err)
 	}
 	if scheme, _, _ := strings.Cut(cli.DaemonHost(), "://"); scheme != "unix" && scheme != "tcp" {
 		return nil, fmt.Errorf("cannot reach a Docker daemon over %s://: use a unix:// or tcp:// address in DOCKER_HOST", scheme)

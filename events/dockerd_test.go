@@ -1,7 +1,11 @@
 package events
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +15,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
 	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -166,6 +171,7 @@ func TestRealDaemon(t *testing.T) {
 // A real daemon that is killed or stopped and comes back: one loss, and everything
 // after it. Also EV-01: the streamer waits while it is away.
 func TestRealDaemonRestarts(t *testing.T) {
+	faults.Case(t, "EV-02", "EV-03", "EV-04", "EV-07")
 	d := dockerd(t)
 	docker(t, d, "pull", testImage)
 	state := filepath.Join(t.TempDir(), "events.json")
@@ -175,6 +181,11 @@ func TestRealDaemonRestarts(t *testing.T) {
 
 	d.Kill()
 	eventually(t, "the end of the stream", func() bool { return !r.s.Status().Connected })
+	// EV-03: the socket file stays, and nobody listens on it.
+	if _, err := net.Dial("unix", d.Socket()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after SIGKILL: %v, want the socket file left behind", err)
+	}
+	eventually(t, "the reason in the status", func() bool { return strings.Contains(r.s.Status().Error, "Cannot connect to the Docker daemon") })
 	if err := d.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +198,10 @@ func TestRealDaemonRestarts(t *testing.T) {
 	}
 	eventually(t, "the end of the stream", func() bool { return !r.s.Status().Connected })
 	<-d.Done()
-	time.Sleep(300 * time.Millisecond)
+	// EV-02: the socket file goes with the daemon.
+	if _, err := os.Stat(d.Socket()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after SIGTERM: %v, want no socket file", err)
+	}
 	if err := d.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +223,7 @@ func TestRealDaemonRestarts(t *testing.T) {
 
 // More events missed than the real daemon keeps.
 func TestRealGap(t *testing.T) {
+	faults.Case(t, "EV-05", "EV-06")
 	d := dockerd(t)
 	docker(t, d, "pull", testImage)
 	state := filepath.Join(t.TempDir(), "events.json")
@@ -239,6 +254,7 @@ func TestRealGap(t *testing.T) {
 
 // EV-16: a daemon that hangs is noticed, and nothing is lost when it goes on.
 func TestRealDaemonHangs(t *testing.T) {
+	faults.Case(t, "EV-16", "EV-27")
 	d := dockerd(t)
 	docker(t, d, "pull", testImage)
 	r := startReal(t, d, Options{}, func(r *running) { r.s.timing.idle = 500 * time.Millisecond })
@@ -268,6 +284,7 @@ func TestRealDaemonHangs(t *testing.T) {
 // is either handed out or counted. (A subscriber that stops reading slowed it from
 // 2 ms to 204 ms a call.)
 func TestRealDaemonIsNotSlowed(t *testing.T) {
+	faults.Case(t, "EV-08")
 	d := dockerd(t)
 	docker(t, d, "pull", testImage)
 	median := func(ds []time.Duration) time.Duration { slices.Sort(ds); return ds[len(ds)/2] }

@@ -152,7 +152,7 @@ func (r *reader) session(ctx context.Context) error {
 	watch.Wait()
 	ss.finish()
 	switch {
-	case ss.count == 0 && ss.bad > 0 && ctx.Err() == nil:
+	case errors.Is(err, io.EOF) && ss.count == 0 && ss.bad > 0:
 		return fmt.Errorf("%w: %d lines were read, and none was an event", errNoStream, ss.bad)
 	case errors.Is(err, io.EOF):
 		return errors.New("the daemon closed the event stream")

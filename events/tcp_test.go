@@ -128,3 +128,92 @@ func TestTLS(t *testing.T) {
 	r.wantActors(2)
 	r.stop()
 }
+
+// hole is a way for TCP connections to a unix socket that can swallow what goes
+// through it, in both directions, without a sign to either end.
+type hole struct {
+	*proxy
+	gone chan struct{} // closed when connections made so far are swallowed
+
+	mu  sync.Mutex
+	all bool // new ones are too
+}
+
+func newHole(t *testing.T, socket string) *hole {
+	t.Helper()
+	h := &hole{proxy: &proxy{}, gone: make(chan struct{})}
+	var err error
+	if h.l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	h.wg.Go(func() {
+		for {
+			in, err := h.l.Accept()
+			if err != nil {
+				return
+			}
+			h.keep(in)
+			h.mu.Lock()
+			gone, all := h.gone, h.all
+			h.mu.Unlock()
+			if all {
+				continue // open, and nobody reads or writes
+			}
+			out, err := net.Dial("unix", socket)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			h.keep(out)
+			through := func(to, from net.Conn) {
+				defer func() {
+					select {
+					case <-gone: // the end is swallowed too
+					default:
+						to.Close()
+					}
+				}()
+				buf := make([]byte, 32<<10)
+				for {
+					n, err := from.Read(buf)
+					if err != nil {
+						return
+					}
+					select {
+					case <-gone:
+						continue
+					default:
+					}
+					if _, err := to.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}
+			h.wg.Go(func() { through(in, out) })
+			h.wg.Go(func() { through(out, in) })
+		}
+	})
+	t.Cleanup(func() {
+		h.l.Close()
+		h.proxy.mu.Lock()
+		for _, c := range h.conns {
+			c.Close()
+		}
+		h.proxy.mu.Unlock()
+		h.wg.Wait()
+	})
+	return h
+}
+
+func (h *hole) swallow(all bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.gone)
+	h.gone, h.all = make(chan struct{}), all
+}
+
+func (h *hole) heal() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = false
+}
