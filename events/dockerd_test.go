@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
-	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/e2e/fakedockerd"
 	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )

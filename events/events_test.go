@@ -19,7 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/e2e/fakedockerd"
 	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )

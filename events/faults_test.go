@@ -27,7 +27,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/e2e/fakedockerd"
 	"github.com/tallyman-ci/tallyman/internal/faults"
 )
 

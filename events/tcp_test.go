@@ -12,7 +12,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
+	"github.com/tallyman-ci/tallyman/e2e/fakedockerd"
 )
 
 // proxy forwards TCP connections to a unix socket. With hold set it keeps the

@@ -34,8 +34,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/e2e/fakedockerd"
 	"github.com/tallyman-ci/tallyman/events"
-	"github.com/tallyman-ci/tallyman/events/internal/fakedockerd"
 	"github.com/tallyman-ci/tallyman/metrics"
 	"github.com/tallyman-ci/tallyman/record"
 )
