@@ -220,7 +220,7 @@ func (a *Agent) open(ctx context.Context) error {
 		}
 		a.events = events.New(events.Options{
 			Host: cfg.DockerHost, StatePath: filepath.Join(cfg.StateDir, "events.json"), Since: since,
-			Labels: cfg.EventLabels, Logger: a.log, Now: a.o.Now,
+			Labels: cfg.EventLabels, LockDir: cfg.RunDir, Logger: a.log, Now: a.o.Now,
 		})
 	}
 	return nil
