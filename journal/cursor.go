@@ -91,6 +91,9 @@ func LoadCursor(dir, name string) (CursorState, error) {
 func readCursor(path string) (CursorState, error) {
 	var s CursorState
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return s, &fs.PathError{Op: "open", Path: path, Err: err}
 	}

@@ -120,6 +120,7 @@ type Pump struct {
 	quarantine quarantine
 
 	batch     batch
+	unread    int              // times in a row that the journal could not be read
 	idleAt    journal.Position // where idle waited last
 	idleWoken bool             // and whether the journal woke it
 	unsaved   bool             // the cursor moved since the last save
@@ -236,6 +237,7 @@ func (p *Pump) collect(ctx context.Context) error {
 				err = p.reader.Seek(at)
 				break
 			}
+			p.unread = 0
 			p.batch.add(l)
 			if len(p.batch.entries) == 1 {
 				p.working()
@@ -262,8 +264,10 @@ func (p *Pump) collect(ctx context.Context) error {
 			if len(p.batch.entries) > 0 {
 				return nil
 			}
-			p.failed(err, p.o.MaxBackoff)
-			if err := p.pause(ctx, p.o.MaxBackoff); err != nil {
+			wait := p.backoff(p.unread, 0)
+			p.unread++
+			p.failed(fmt.Errorf("read the journal: %w", err), wait)
+			if err := p.pause(ctx, wait); err != nil {
 				return err
 			}
 		}
