@@ -181,7 +181,7 @@ func appendObject(dst []byte, v reflect.Value, all []column) []byte {
 		c := &all[i]
 		f := v.Field(c.index)
 		switch {
-		case c.omit && f.IsZero():
+		case c.omit && (f.IsZero() || c.Type == Timestamp && f.Interface().(time.Time).IsZero()):
 			continue
 		case c.Mode == Repeated && f.Len() == 0:
 			continue
