@@ -8,6 +8,7 @@ import (
 	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/metrics"
+	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/sinks"
 )
 
@@ -17,6 +18,7 @@ type Status struct {
 	PID     int            `json:"pid"`
 	Started time.Time      `json:"started"`
 	Job     string         `json:"job,omitempty"` // repository, workflow and job of the active context
+	CI      *record.CI     `json:"ci,omitempty"`  // that context
 	Running int64          `json:"running"`       // commands whose end is waited for
 	Counts  Counts         `json:"counts"`
 	Journal journal.Status `json:"journal"`
@@ -44,6 +46,7 @@ func (a *Agent) Status() Status {
 	st.Metrics.Address, st.Metrics.Source = a.metrics.Address()
 	if c := a.contexts.active(); c != nil {
 		st.Job = strings.Join([]string{c.CI.Repository, c.CI.Workflow, c.CI.Job}, " / ")
+		st.CI = &c.CI
 	}
 	if a.events != nil {
 		s := a.events.Status()
