@@ -41,7 +41,7 @@ import (
 const (
 	adoptedDir    = ".adopted"
 	quarantineDir = ".quarantine"
-	goneDir       = ".gone" // delivered, and being removed
+	goneDir       = ".gone"   // delivered, and being removed
 	journalDir    = "journal" // of a runner's state folder, see config.Config.Journal
 	ownDir        = "own"
 	// maxCursor bounds a cursor file, which is a line of JSON.
