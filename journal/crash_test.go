@@ -331,7 +331,7 @@ func TestCrashAtEverySystemCall(t *testing.T) {
 		}
 		twice.Add(int64(b.twice))
 	}
-	inject.Explore(append(inject.Sample(kills, 30), inject.Sample(errs, 30)...), visit)
+	inject.Explore(append(inject.SampleOfSelf(kills, 40), inject.SampleOfSelf(errs, 40)...), visit)
 	if t.Failed() {
 		return
 	}

@@ -192,7 +192,7 @@ func TestCrashAtEverySystemCall(t *testing.T) {
 		}
 	}
 	var killed, failed, twice, dirs atomic.Int64
-	inject.Explore(append(inject.Sample(kills, 20), inject.Sample(errs, 20)...), func(p inject.Point) {
+	inject.Explore(append(inject.SampleOfSelf(kills, 40), inject.SampleOfSelf(errs, 40)...), func(p inject.Point) {
 		dir := filepath.Join(memory, fmt.Sprint(dirs.Add(1)))
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Error(err)

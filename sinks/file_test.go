@@ -276,6 +276,23 @@ func TestStdoutWithASlowReader(t *testing.T) {
 	}
 }
 
+// The end of the agent ends a write to a reader that does not read.
+func TestStdoutHeedsTheEndOfTheAgent(t *testing.T) {
+	_, w := pipe(t)
+	s, err := newWriterSink(int(w.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if err := s.Write(ctx, entries(numbered(0, 2000)...)); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func writeToClosedStdout() {
 	s, err := Open(context.Background(), "stdout:")
 	if err != nil {

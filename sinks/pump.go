@@ -334,56 +334,43 @@ func (p *Pump) deliver(ctx context.Context) error {
 func (p *Pump) attempt(ctx context.Context) error {
 	within, cancel := context.WithTimeout(ctx, p.o.Timeout)
 	defer cancel()
-	result := make(chan error, 1)
 	entries := p.batch.entries
-	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				// One sink's fault is not the end of the others.
-				result <- fmt.Errorf("the sink's code failed: %v\n%s", r, debug.Stack())
-			}
-		}()
-		result <- p.sink.Write(within, entries)
-	}()
-	select {
-	case err := <-result:
-		return err
-	case <-within.Done():
+	result := begin(func() error { return p.sink.Write(within, entries) })
+	err := p.await(within, result)
+	if errors.Is(err, ErrAbandoned) && ctx.Err() == nil {
+		p.stuck()
+		err = p.await(ctx, result)
 	}
-	grace := time.NewTimer(p.o.CloseTimeout)
-	defer grace.Stop()
-	select {
-	case err := <-result:
-		return err
-	case <-grace.C:
-	}
-	if ctx.Err() != nil {
-		return ErrAbandoned
-	}
-	p.stuck()
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-	}
-	grace.Reset(p.o.CloseTimeout)
-	select {
-	case err := <-result:
-		return err
-	case <-grace.C:
-		return ErrAbandoned
-	}
+	return err
 }
 
 func (p *Pump) closeSink(ctx context.Context) error {
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.CloseTimeout)
 	defer cancel()
+	return p.await(within, begin(func() error { return p.sink.Close(within) }))
+}
+
+// begin calls a sink in a goroutine. One sink's panic is not the end of the others.
+func begin(call func() error) <-chan error {
 	result := make(chan error, 1)
-	go func() { result <- p.sink.Close(within) }()
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				result <- fmt.Errorf("the sink's code failed: %v\n%s", r, debug.Stack())
+			}
+		}()
+		result <- call()
+	}()
+	return result
+}
+
+// await returns the result of a call that shall end with ctx, and ErrAbandoned where
+// it has not come back a while after that.
+func (p *Pump) await(ctx context.Context, result <-chan error) error {
 	select {
 	case err := <-result:
 		return err
-	case <-within.Done():
+	case <-ctx.Done():
 	}
 	grace := time.NewTimer(p.o.CloseTimeout)
 	defer grace.Stop()

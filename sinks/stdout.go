@@ -78,6 +78,9 @@ func (s *writerSink) Write(ctx context.Context, batch []Entry) error {
 	if err := s.f.SetWriteDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
 		return fmt.Errorf("standard output: %w", err)
 	}
+	// The end of the agent does not wait for the deadline.
+	stop := context.AfterFunc(ctx, func() { _ = s.f.SetWriteDeadline(time.Now()) })
+	defer stop()
 	if s.torn {
 		if _, err := s.f.Write([]byte{'\n'}); err != nil {
 			return err

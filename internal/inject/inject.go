@@ -139,6 +139,15 @@ func Sample(points []Point, n int) []Point {
 	return some
 }
 
+// SampleOfSelf is Sample for programs that are the test's own binary. Under the race
+// detector its start takes ten times as long, and a few points must do.
+func SampleOfSelf(points []Point, n int) []Point {
+	if underRace {
+		n = max(n/6, 1)
+	}
+	return Sample(points, n)
+}
+
 // Explore visits the points, two at a time: most of a visit is waiting for the start
 // of processes.
 func Explore(points []Point, visit func(p Point)) {

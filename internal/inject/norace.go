@@ -1,5 +1,5 @@
 //go:build !race
 
-package journal
+package inject
 
 const underRace = false
