@@ -143,7 +143,7 @@ func Sample(points []Point, n int) []Point {
 // detector its start takes ten times as long, and a few points must do.
 func SampleOfSelf(points []Point, n int) []Point {
 	if underRace {
-		n = max(n/6, 1)
+		n = max(n/8, 1)
 	}
 	return Sample(points, n)
 }
