@@ -104,6 +104,11 @@ func New(o Options) *Agent {
 // flushes for at most FlushTimeout. It returns ErrRunning where another agent runs.
 func (a *Agent) Run(ctx context.Context) error {
 	if err := a.open(ctx); err != nil {
+		over, end := context.WithCancel(ctx)
+		end()
+		for _, p := range a.pumps {
+			err = errors.Join(err, p.Run(over)) // which closes its sink
+		}
 		return errors.Join(err, a.close())
 	}
 	a.intake.begin()
