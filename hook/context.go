@@ -47,6 +47,10 @@ type Context struct {
 	RunnerPID int `json:"runner_pid,omitempty"`
 	// RunnerStart is that process's start in clock ticks since boot (field 22 of /proc/<pid>/stat), because pids are used again.
 	RunnerStart uint64 `json:"runner_start,omitempty"`
+	// Boot is the time of Started in nanoseconds since boot, which no clock step changes; 0 where unknown.
+	Boot int64 `json:"boot,omitempty"`
+	// Problems say which files of the installation are not what was installed.
+	Problems []string `json:"problems,omitempty"`
 	// Version is the version of Tallyman that sealed the context.
 	Version string `json:"version,omitempty"`
 }

@@ -239,9 +239,6 @@ func (o *Options) launchAgent() error {
 	if len(o.Agent) == 0 {
 		return nil
 	}
-	if err := checkPins(o.Pins); err != nil {
-		return err
-	}
 	cmd := detachedCommand(o.Agent, agentEnvironment(o.Environ))
 	if err := cmd.Start(); err != nil { // nil stdio is /dev/null
 		return fmt.Errorf("start the agent: %w", err)

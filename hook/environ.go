@@ -2,6 +2,7 @@ package hook
 
 import (
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/tallyman-ci/tallyman/record"
@@ -45,7 +46,19 @@ func FromEnvironment(environ []string) record.CI {
 		return record.CI{}
 	}
 	ci.Step, ci.ActionRepository, ci.ActionRef = "", "", ""
+	for _, s := range identityOf(ci) {
+		*s = record.Clean(*s, maxIdentityField)
+	}
 	return *ci
+}
+
+// identityOf are the texts by which both hooks know a job.
+func identityOf(ci *record.CI) []*string {
+	all := []*string{&ci.RunID, &ci.Job, &ci.TrackingID}
+	if ci.Runner != nil {
+		all = append(all, &ci.Runner.Name)
+	}
+	return all
 }
 
 // HostFromEnvironment names this machine, and the pod and node where the downward
@@ -88,6 +101,32 @@ func withLabels(r *record.Runner, labels []string) *record.Runner {
 
 // maxLabels bounds what one runner's labels can take of every record.
 const maxLabels = 50
+
+const (
+	// maxCI is what the texts of a job may take of every record, which the journal
+	// takes up to 64 KiB, escaped: one that it refused would wait for ever. Those of a
+	// real job take a tenth of that.
+	maxCI = 12 << 10
+	// maxIdentityField bounds those by which a job is known: they are not cut later.
+	maxIdentityField = 512
+)
+
+// fit cuts the longest texts of a job until all fit, but for its identity.
+func fit(ci *record.CI) {
+	keep := identityOf(ci)
+	for limit := record.MaxField; limit >= 64; limit /= 2 {
+		total := 0
+		eachText(ci, func(s *string) { total += len(*s) })
+		if total <= maxCI {
+			return
+		}
+		eachText(ci, func(s *string) {
+			if !slices.Contains(keep, s) {
+				*s = record.Clean(*s, limit)
+			}
+		})
+	}
+}
 
 func clean(s string) string { return record.Clean(s, record.MaxField) }
 

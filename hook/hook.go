@@ -72,7 +72,8 @@ type Options struct {
 	RunnerRoot string
 	// Version is the version of Tallyman, kept in the context.
 	Version string
-	// Pins name files whose SHA-256 and ownership are checked before the agent is started; a mismatch means no agent.
+	// Pins name files whose SHA-256 and ownership are checked when a job starts. What is
+	// wrong is said on Out and in Context.Problems, and stops nothing.
 	Pins []Pin
 
 	// Environ is the environment of the hook, as from os.Environ.
@@ -168,6 +169,7 @@ func (o *Options) run(ctx context.Context, op string, budget time.Duration) (err
 		Started:     o.now(),
 		RunnerPID:   runner.PID,
 		RunnerStart: runner.Start,
+		Boot:        sinceBoot(),
 		Version:     o.Version,
 	}
 	c.CI.Runner = withLabels(c.CI.Runner, o.RunnerLabels)

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tallyman-ci/tallyman/internal/faults"
 )
 
 // jobEnv is the environment of a hook without a runner.
@@ -71,6 +73,7 @@ func TestStartedAndCompletedInOrder(t *testing.T) {
 
 // HK-06 for the whole hook: as an image's hook and as ARC's drop-in.
 func TestHK06HooksRunTwice(t *testing.T) {
+	faults.Case(t, "HK-06")
 	var a recorder
 	o, _ := here(t, &a)
 	for _, hook := range []func(context.Context, Options) error{JobStarted, JobStarted, JobCompleted, JobCompleted} {
@@ -149,6 +152,7 @@ func TestSummary(t *testing.T) {
 
 // The summary goes into the runner's file or nowhere.
 func TestSummaryFileThatIsNone(t *testing.T) {
+	faults.Case(t, "HK-24")
 	dir := t.TempDir()
 	target := filepath.Join(dir, "target")
 	write(t, target, "")
@@ -319,46 +323,47 @@ func TestHK01HK15InternalFailures(t *testing.T) {
 		change func(t *testing.T, s *stage, p *play)
 		says   string // in the output of the first hook; "" means nothing is said
 		sealed bool
+		fault  string // a case of the catalogue beside those of the whole test
 	}{
-		{"nothing", func(*testing.T, *stage, *play) {}, "", true},
+		{"nothing", func(*testing.T, *stage, *play) {}, "", true, ""},
 		{"no tallyman", func(_ *testing.T, s *stage, p *play) {
 			p.Env = []string{"PATH=/bin:/usr/bin", "TALLYMAN_BIN=/nonexistent"}
-		}, "", false},
+		}, "", false, "HK-20"},
 		{"tallyman cannot be executed", func(t *testing.T, s *stage, p *play) {
 			path := filepath.Join(s.dir, "tallyman")
 			write(t, path, "\x7fELF damaged")
 			p.Env = append(p.Env, "TALLYMAN_BIN="+path)
-		}, "", false},
-		{"tallyman fails", func(_ *testing.T, s *stage, p *play) { p.Env = append(p.Env, "TALLYMAN_BIN=/bin/false") }, "", false},
-		{"tallyman is a directory", func(_ *testing.T, s *stage, p *play) { p.Env = append(p.Env, "TALLYMAN_BIN="+s.dir) }, "", false},
+		}, "", false, "HK-20"},
+		{"tallyman fails", func(_ *testing.T, s *stage, p *play) { p.Env = append(p.Env, "TALLYMAN_BIN=/bin/false") }, "", false, "HK-20"},
+		{"tallyman is a directory", func(_ *testing.T, s *stage, p *play) { p.Env = append(p.Env, "TALLYMAN_BIN="+s.dir) }, "", false, "HK-20"},
 		{"no PATH", func(_ *testing.T, s *stage, p *play) {
 			p.Env = slices.DeleteFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") })
 			p.Env = append(p.Env, "PATH=")
-		}, "", true},
+		}, "", true, ""},
 		{"state directory is a file", func(t *testing.T, s *stage, p *play) {
 			s.StateDir = filepath.Join(s.dir, "file")
 			write(t, s.StateDir, "")
-		}, "create the directory of job contexts", false},
-		{"state directory cannot be made", func(t *testing.T, s *stage, p *play) { s.StateDir = "/proc/none" }, "create the directory of job contexts", false},
-		{"run directory cannot be made", func(t *testing.T, s *stage, p *play) { s.RunDir = "/proc/none" }, "make the run folder", true},
+		}, "create the directory of job contexts", false, ""},
+		{"state directory cannot be made", func(t *testing.T, s *stage, p *play) { s.StateDir = "/proc/none" }, "create the directory of job contexts", false, "HK-19"},
+		{"run directory cannot be made", func(t *testing.T, s *stage, p *play) { s.RunDir = "/proc/none" }, "make the run folder", true, "HK-19"},
 		{"contexts is a link to nowhere", func(t *testing.T, s *stage, p *play) {
 			_ = os.Symlink("/nonexistent/x", filepath.Join(s.StateDir, "contexts"))
-		}, "create the directory of job contexts", false},
+		}, "create the directory of job contexts", false, ""},
 		{"full disk", func(t *testing.T, s *stage, p *play) {
 			s.StateDir = smallDisk(t)
 			fill(t, s.StateDir)
-		}, "no space left", false},
-		{"worker is missing", func(_ *testing.T, s *stage, p *play) { s.Worker = "missing" }, "", true},
-		{"worker crashes", func(_ *testing.T, s *stage, p *play) { s.Worker = "crash" }, "without an answer", false},
-		{"worker says nothing", func(_ *testing.T, s *stage, p *play) { s.Worker = "silent" }, "", false},
-		{"no worker", func(_ *testing.T, s *stage, p *play) { s.NoWorker = true }, "", true},
-		{"agent is missing", func(_ *testing.T, s *stage, p *play) { s.Agent = []string{"/nonexistent/agent"} }, "start the agent", true},
-		{"agent ends at once", func(_ *testing.T, s *stage, p *play) { s.Agent = []string{"/bin/false"} }, "", true},
-		{"panic with a workflow command", func(_ *testing.T, s *stage, p *play) { s.ConnectPanics = true }, "internal error: connect", true},
+		}, "no space left", false, "HK-19"},
+		{"worker is missing", func(_ *testing.T, s *stage, p *play) { s.Worker = "missing" }, "", true, ""},
+		{"worker crashes", func(_ *testing.T, s *stage, p *play) { s.Worker = "crash" }, "without an answer", false, ""},
+		{"worker says nothing", func(_ *testing.T, s *stage, p *play) { s.Worker = "silent" }, "", false, ""},
+		{"no worker", func(_ *testing.T, s *stage, p *play) { s.NoWorker = true }, "", true, ""},
+		{"agent is missing", func(_ *testing.T, s *stage, p *play) { s.Agent = []string{"/nonexistent/agent"} }, "start the agent", true, ""},
+		{"agent ends at once", func(_ *testing.T, s *stage, p *play) { s.Agent = []string{"/bin/false"} }, "", true, ""},
+		{"panic with a workflow command", func(_ *testing.T, s *stage, p *play) { s.ConnectPanics = true }, "internal error: connect", true, ""},
 		{"hostile names", func(t *testing.T, s *stage, p *play) {
 			p.Spec.Workflow, p.Spec.Job = "::error::x", "\n::add-mask::y"
 			s.ConnectPanics = true
-		}, "internal error", true},
+		}, "internal error", true, ""},
 		{"hostile contexts", func(t *testing.T, s *stage, p *play) {
 			dir := filepath.Join(s.StateDir, "contexts")
 			_ = os.MkdirAll(dir, 0o700)
@@ -366,9 +371,13 @@ func TestHK01HK15InternalFailures(t *testing.T) {
 				write(t, filepath.Join(dir, fmt.Sprintf("%d.json", i)), "::error::{")
 				mkfifo(t, filepath.Join(dir, fmt.Sprintf("f%d.json", i)))
 			}
-		}, "", true},
+		}, "", true, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			faults.Case(t, "HK-01", "HK-15")
+			if row.fault != "" {
+				faults.Case(t, row.fault)
+			}
 			s := newStage(t)
 			s.CompletedTimeout = time.Second
 			run := func(p *play) {
@@ -412,6 +421,7 @@ func TestHK01HK15InternalFailures(t *testing.T) {
 
 // HK-02: what the runner demands of a hook's file.
 func TestHK02TheScriptsAreFilesTheRunnerTakes(t *testing.T) {
+	faults.Case(t, "HK-02")
 	for _, name := range []string{"job-started.sh", "job-completed.sh"} {
 		path := hookScript(name)
 		b, err := os.ReadFile(path)
@@ -419,8 +429,9 @@ func TestHK02TheScriptsAreFilesTheRunnerTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		fi, _ := os.Stat(path)
-		if fi.Mode().Perm()&0o555 != 0o555 {
-			t.Errorf("%s has mode %v: a drop-in must be executable", name, fi.Mode())
+		// 0755 as git keeps it; what a umask adds for the group is the clone's.
+		if fi.Mode().Perm()&^0o020 != 0o755 || !fi.Mode().IsRegular() {
+			t.Errorf("%s has mode %v, want a regular file of mode 0755", name, fi.Mode())
 		}
 		if !bytes.HasPrefix(b, []byte("#!/bin/sh\n")) || bytes.Contains(b, []byte("\r")) {
 			t.Errorf("%s: want #!/bin/sh and no carriage returns", name)
@@ -442,7 +453,7 @@ func TestHK03SomethingHangs(t *testing.T) {
 		name  string
 		setup func(*stage)
 	}{
-		{"the worker (a disk that does not answer)", func(s *stage) { s.WorkerSleeps = 2 * time.Second }},
+		{"the worker (a disk that does not answer)", func(s *stage) { s.WorkerSleeps = 5 * time.Second }},
 		{"the agent", func(s *stage) {
 			s.AgentHangs = true
 			s.tool("job-started", jobEnv()...)
@@ -450,13 +461,19 @@ func TestHK03SomethingHangs(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			faults.Case(t, "HK-03")
+			if budget := DefaultStartedTimeout; budget >= 500*time.Millisecond {
+				t.Errorf("the hook goes on for %v", budget)
+			}
 			s := newStage(t)
 			row.setup(s)
 			began := time.Now()
 			s.tool("job-started", jobEnv("RUNNER_TRACKING_ID=github_b")...)
 			took := time.Since(began)
 			t.Logf("the hook took %v", took.Round(time.Millisecond))
-			if took > 1500*time.Millisecond { // 400 ms, the rest is for a loaded machine
+			// It gives up after 400 ms by its own clock; the rest is for a machine whose
+			// processors others use. What hangs does so for longer.
+			if took > 4*time.Second {
 				t.Errorf("the hook took %v", took)
 			}
 			s.eventually("the context is sealed", func() bool {
@@ -509,6 +526,7 @@ func TestClockSetBack(t *testing.T) {
 }
 
 func TestCompletedIsBounded(t *testing.T) {
+	faults.Case(t, "HK-09")
 	s := newStage(t)
 	s.CompletedTimeout = 600 * time.Millisecond
 	s.AgentFlush = 20 * time.Second
@@ -519,7 +537,7 @@ func TestCompletedIsBounded(t *testing.T) {
 	write(t, summary, "")
 	began := time.Now()
 	out := s.tool("job-completed", jobEnv("GITHUB_STEP_SUMMARY="+summary)...)
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 10*time.Second { // 0.6 s, and not the flush's 20
 		t.Errorf("took %v", took)
 	}
 	if !strings.HasPrefix(out, "tallyman: flush the agent") {
@@ -554,6 +572,7 @@ func TestCompletedStartsAnAgentThatDied(t *testing.T) {
 
 // HK-09: a first SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL.
 func TestHK09CancelledDuringTheFlush(t *testing.T) {
+	faults.Case(t, "HK-09")
 	s := newStage(t)
 	s.CompletedTimeout = 20 * time.Second
 	s.AgentFlush = 20 * time.Second
@@ -570,13 +589,17 @@ func TestHK09CancelledDuringTheFlush(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("the hook ended with %v", err)
 	}
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > 12*time.Second { // 1.5 s, and not the flush's 20
 		t.Errorf("the hook went on for %v after the signal", took)
+	}
+	if signalGrace >= 2*time.Second {
+		t.Errorf("a hook goes on for %v after a signal", signalGrace)
 	}
 }
 
 // HK-17: the jobs after a hostile one.
 func TestHK17PinnedFiles(t *testing.T) {
+	faults.Case(t, "HK-17")
 	dir := t.TempDir()
 	file := filepath.Join(dir, "tallyman")
 	write(t, file, "binary")
@@ -586,42 +609,72 @@ func TestHK17PinnedFiles(t *testing.T) {
 		if err := CheckOwned(file); err == nil {
 			t.Error("a file of the runner's user counts as root's")
 		}
-		return
+		faults.CannotRun(t, "needs root, to make files that are root's")
 	}
 	// A temporary directory is root's own down from the sticky /tmp.
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		name   string
 		change func()
+		path   string
 		pin    string
 		says   string
 	}{
-		{"as installed", func() {}, good, ""},
-		{"upper case", func() {}, strings.ToUpper(good), ""},
-		{"another content", func() { write(t, file, "evil") }, good, "not the pinned"},
-		{"missing", func() { _ = os.Remove(file) }, good, "no such file"},
-		{"another owner", func() { write(t, file, "binary"); _ = os.Chown(file, 12345, 0) }, good, "belongs to uid 12345"},
-		{"writable", func() { _ = os.Chown(file, 0, 0); _ = os.Chmod(file, 0o757) }, good, "writable for others"},
-		{"in a writable directory", func() { _ = os.Chmod(file, 0o755); _ = os.Chmod(dir, 0o777) }, good, "writable for others"},
+		{"as installed", func() {}, file, good, ""},
+		{"upper case", func() {}, file, strings.ToUpper(good), ""},
+		{"by a link of root's", func() {}, link, good, ""},
+		{"by a link of the job's", func() { _ = os.Lchown(link, 12345, 12345) }, link, good, "belongs to uid 12345"},
+		{"another content", func() { write(t, file, "evil") }, file, good, "was changed"},
+		{"missing", func() { _ = os.Remove(file) }, file, good, "no such file"},
+		{"a FIFO", func() { mkfifo(t, file) }, file, good, "not a regular file"},
+		{"another owner", func() { _ = os.Remove(file); write(t, file, "binary"); _ = os.Chown(file, 12345, 0) }, file, good, "belongs to uid 12345"},
+		{"writable", func() { _ = os.Chown(file, 0, 0); _ = os.Chmod(file, 0o757) }, file, good, "writable for others"},
+		{"writable for a group", func() { _ = os.Chmod(file, 0o775) }, file, good, "writable for others"},
+		{"in a writable directory", func() { _ = os.Chmod(file, 0o755); _ = os.Chmod(dir, 0o777) }, file, good, "writable for others"},
 	} {
 		row.change()
-		err := checkPins([]Pin{{file, row.pin}})
-		if (row.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), row.says) {
-			t.Errorf("%s: %v, want %q", row.name, err, row.says)
+		said := strings.Join(CheckPins([]Pin{{row.path, row.pin}}), "; ")
+		if (row.says == "") != (said == "") || !strings.Contains(said, row.says) {
+			t.Errorf("%s: %q, want %q", row.name, said, row.says)
 		}
 	}
 
+	// The hook says so on the job's page, keeps it in the context for the agent, and
+	// goes on: neither the job nor its account ends here.
 	s := newStage(t)
-	s.Pins = []Pin{{s.self, strings.Repeat("0", 64)}}
+	s.Pins = []Pin{{s.self, strings.Repeat("0", 64)}, {"/nonexistent/docker", good}}
 	out := s.tool("job-started", jobEnv()...)
-	if !strings.HasPrefix(out, "tallyman: agent not started: ") {
+	if !strings.HasPrefix(out, "tallyman: "+s.self) || strings.Count(out, "\n") != 1 {
 		t.Errorf("said %q", out)
 	}
-	if len(s.contexts()) != 1 {
-		t.Error("the context was not sealed")
+	all := s.contexts()
+	if len(all) != 1 || len(all[0].Problems) != 2 || !strings.Contains(all[0].Problems[1], "/nonexistent/docker") {
+		t.Fatalf("contexts %+v, want one with two problems", all)
 	}
-	if _, err := os.Stat(filepath.Join(s.RunDir, "agent.sock")); err == nil {
-		t.Error("the agent was started")
+	s.agent()
+	s.Pins = nil
+	if out := s.tool("job-started", jobEnv("RUNNER_TRACKING_ID=github_b")...); out != "" {
+		t.Errorf("said %q where nothing is pinned", out)
 	}
+}
+
+// A pinned file on a disk that does not answer does not keep the job from being sealed.
+func TestHK17APinnedFileHangs(t *testing.T) {
+	faults.Case(t, "HK-17")
+	never := make(chan struct{})
+	wait := func() []string {
+		// As checkPinsIn, with a check that hangs for as long as the test runs.
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		return checkPinsWith(ctx, func() []string { <-never; return nil })()
+	}
+	if said := wait(); len(said) != 1 || !strings.Contains(said[0], "in time") {
+		t.Errorf("said %q", said)
+	}
+	close(never)
 }
 
 // SE-03 and the rule behind the whole package: nothing of the environment but the

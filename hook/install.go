@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Pin is a file that must be what it was when it was installed.
@@ -18,28 +20,71 @@ type Pin struct {
 	SHA256 string // in hex
 }
 
-// checkPins compares each pinned file and its ownership. It protects the jobs after a
-// hostile one on a runner that lives on: such a job can replace what its user may write.
-func checkPins(pins []Pin) error {
+// CheckPins compares each pinned file's content and looks who can replace it. It
+// returns what is wrong, one sentence for each file, or nothing. It protects the jobs
+// after a hostile one on a runner that lives on: such a job can replace what its user
+// may write.
+func CheckPins(pins []Pin) (problems []string) {
 	for _, p := range pins {
-		if err := CheckOwned(p.Path); err != nil {
-			return fmt.Errorf("agent not started: %w", err)
-		}
-		f, err := os.Open(p.Path)
-		if err != nil {
-			return fmt.Errorf("agent not started: check %w", err)
-		}
-		h := sha256.New()
-		_, err = io.Copy(h, f)
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("agent not started: check %s: %w", p.Path, err)
-		}
-		if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, p.SHA256) {
-			return fmt.Errorf("agent not started: %s has SHA-256 %s, not the pinned %s: install it again", p.Path, got, p.SHA256)
+		if err := p.check(); err != nil {
+			problems = append(problems, clean(err.Error()))
 		}
 	}
+	return problems[:min(len(problems), maxProblems)]
+}
+
+func (p Pin) check() error {
+	if err := CheckOwned(p.Path); err != nil {
+		return err
+	}
+	f, _, err := openRegular(p.Path)
+	if errors.Is(err, syscall.ELOOP) { // the link's folder is root's, or CheckOwned had said so
+		f, err = os.Open(p.Path)
+	}
+	if err != nil {
+		return fmt.Errorf("check %s: %w", p.Path, err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return fmt.Errorf("check %s: %w", p.Path, err)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, p.SHA256) {
+		return fmt.Errorf("%s was changed: its SHA-256 is %s, not the pinned %s (install it again, or pin the new one)", p.Path, got, p.SHA256)
+	}
 	return nil
+}
+
+// maxProblems bounds what a context keeps of them.
+const maxProblems = 16
+
+// pinTime is what the seal of a job may wait for the check of the pinned files: a few
+// milliseconds for twenty megabytes in the page cache.
+const pinTime = 100 * time.Millisecond
+
+// checkPinsIn starts the check, and returns what waits for its outcome. A disk that
+// does not answer keeps the job from nothing.
+func checkPinsIn(ctx context.Context, pins []Pin) (wait func() []string) {
+	if len(pins) == 0 {
+		return func() []string { return nil }
+	}
+	return checkPinsWith(ctx, func() []string { return CheckPins(pins) })
+}
+
+func checkPinsWith(ctx context.Context, check func() []string) (wait func() []string) {
+	done := make(chan []string, 1)
+	go func() { done <- check() }()
+	return func() []string {
+		limit := time.NewTimer(pinTime)
+		defer limit.Stop()
+		select {
+		case problems := <-done:
+			return problems
+		case <-ctx.Done():
+		case <-limit.C:
+		}
+		return []string{"the pinned files could not be checked in time"}
+	}
 }
 
 // CheckOwned returns an error when somebody other than root can replace the file: by
@@ -51,7 +96,7 @@ func CheckOwned(path string) error {
 	}
 	real, err := filepath.EvalSymlinks(abs)
 	if err != nil {
-		return fmt.Errorf("check %w", err)
+		return fmt.Errorf("check %s: %w", path, err)
 	}
 	for _, p := range []string{real, abs} { // abs too: whoever may replace the link chooses the target
 		for ; ; p = filepath.Dir(p) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/e2e/runnertest"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 )
 
 // play is one job on a played runner: what to run, and what came of it.
@@ -154,6 +155,12 @@ func (s *stage) spec(run int64) runnertest.Spec {
 // job runs one job with the project's own scripts as hooks.
 func (s *stage) job(run int64, change func(*play)) played {
 	s.t.Helper()
+	return s.jobOf(exec.Command(s.worker()), run, change)
+}
+
+// jobOf runs one job with the runner that cmd starts.
+func (s *stage) jobOf(cmd *exec.Cmd, run int64, change func(*play)) played {
+	s.t.Helper()
 	p := play{
 		Root: s.root(), Name: "runner-1", Env: s.env(), Spec: s.spec(run),
 		Started: hookScript("job-started.sh"), Ended: hookScript("job-completed.sh"),
@@ -165,7 +172,6 @@ func (s *stage) job(run int64, change func(*play)) played {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := exec.Command(s.worker())
 	cmd.Stdin = strings.NewReader(string(in))
 	out, err := cmd.Output()
 	if err != nil && !p.KillBeforeEnd {
@@ -309,6 +315,7 @@ func TestAJobOnARunner(t *testing.T) {
 // HK-04 and HK-05: the runner neither waits for the agent nor kills it, and the agent
 // holds nothing of the hook.
 func TestHK04HK05TheAgentIsDetached(t *testing.T) {
+	faults.Case(t, "HK-04", "HK-05")
 	s := newStage(t)
 	wrapper := filepath.Join(s.dir, "wrapper.sh")
 	// A script around ours can leave copies of the runner's pipes open.
@@ -354,6 +361,7 @@ func TestHK04HK05TheAgentIsDetached(t *testing.T) {
 
 // A worker that outlives the hook is out of the runner's reach, too.
 func TestHK05TheWorkerIsDetached(t *testing.T) {
+	faults.Case(t, "HK-05")
 	s := newStage(t)
 	s.WorkerSleeps, s.CompletedTimeout = 3*time.Second, 100*time.Millisecond
 	got := s.job(1, nil)
@@ -377,6 +385,7 @@ func TestTheAgentIsNoPreferredVictim(t *testing.T) {
 
 // HK-10: the runner dies without calling the hook; the context knows its process.
 func TestHK10ContextOfADeadRunner(t *testing.T) {
+	faults.Case(t, "HK-10")
 	s := newStage(t)
 	got := s.job(1, func(p *play) { p.KillBeforeEnd = true })
 	c := s.contexts().Active()
@@ -418,6 +427,7 @@ func TestHK10ContextOfADeadRunner(t *testing.T) {
 
 // HK-13: the files that change a job's environment stay empty.
 func TestHK13TheJobsEnvironmentStaysAsItIs(t *testing.T) {
+	faults.Case(t, "HK-13")
 	s := newStage(t)
 	s.Markdown = "x\n"
 	if got := s.job(1, nil); got.SetEnv != "" {
@@ -427,6 +437,7 @@ func TestHK13TheJobsEnvironmentStaysAsItIs(t *testing.T) {
 
 // HK-16: when the hook is over, the context is there.
 func TestHK16SealedBeforeTheFirstCall(t *testing.T) {
+	faults.Case(t, "HK-16")
 	s := newStage(t)
 	got := s.job(1, func(p *play) { p.Step = "cat " + s.store().Dir + "/*.json" })
 	if !strings.Contains(got.Step.Stdout, got.TrackingID) {
@@ -436,6 +447,7 @@ func TestHK16SealedBeforeTheFirstCall(t *testing.T) {
 
 // HK-07: a runner that lives on, and a job whose end was never seen.
 func TestHK07TheNextJobInheritsNothing(t *testing.T) {
+	faults.Case(t, "HK-07")
 	s := newStage(t)
 	first := s.job(1, func(p *play) { p.KillBeforeEnd = true })
 	second := s.job(2, func(p *play) { p.KillBeforeEnd = true })

@@ -52,6 +52,7 @@ func (s Store) Seal(c Context) (Context, error) {
 	if c.Open() {
 		c.Outcome = ""
 	}
+	fit(&c.CI)
 	c.Key = c.baseKey()
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return c, fmt.Errorf("create the directory of job contexts: %w", err)
@@ -178,6 +179,9 @@ func (s Store) end(c *Context, outcome string, at time.Time) error {
 	}
 	if !slices.Contains([]string{Completed, Superseded, Abandoned, Shutdown}, outcome) {
 		return fmt.Errorf("end job context %s: %q is no outcome", c.Key, outcome)
+	}
+	if at.Before(c.Started) { // the clock was set back
+		at = c.Started
 	}
 	c.Ended, c.Outcome = at.UTC().Round(0), outcome
 	temp, err := s.writeTemp(c)
@@ -316,6 +320,13 @@ func parseContext(data []byte) (Context, error) {
 		c.CI.Runner.Labels = c.CI.Runner.Labels[:maxLabels]
 	}
 	eachText(&c.CI, func(s *string) { *s = clean(*s) })
+	fit(&c.CI)
+	if len(c.Problems) > maxProblems {
+		c.Problems = c.Problems[:maxProblems]
+	}
+	for i := range c.Problems {
+		c.Problems[i] = clean(c.Problems[i])
+	}
 	for _, s := range []*string{
 		&c.Host.Name, &c.Host.Pod, &c.Host.Namespace, &c.Host.Node, &c.Host.BootID, &c.Workspace, &c.Outcome, &c.Version,
 	} {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -95,6 +96,7 @@ func TestSealedContextReadsBackWhole(t *testing.T) {
 
 // HK-06: run twice for one job.
 func TestHK06SealTwice(t *testing.T) {
+	faults.Case(t, "HK-06")
 	for _, row := range []struct {
 		name   string
 		change func(*Context)

@@ -92,6 +92,7 @@ func (o *Options) workOff(ctx context.Context, req request) error {
 // workStarted seals the job and has it announced to a running agent, or starts one,
 // which finds the sealed context by itself.
 func (o *Options) workStarted(ctx context.Context, req request) error {
+	pins := checkPinsIn(ctx, o.Pins)
 	errs := []error{MakeRunDir(o.RunDir), o.removeOffMarker()}
 	c := req.Context
 	if err := enrich(ctx, &c.CI, req.Roots, req.Runner, req.ServerURL); err != nil {
@@ -100,6 +101,10 @@ func (o *Options) workStarted(ctx context.Context, req request) error {
 	store := o.Store()
 	if sinceBoot()-req.Boot > int64(lateAfter) {
 		o.closeLate(store, &c)
+	}
+	c.Problems = pins()
+	for _, p := range c.Problems {
+		errs = append(errs, errors.New(p))
 	}
 	c, err := store.Seal(c)
 	errs = append(errs, err)
@@ -184,8 +189,9 @@ func (o *Options) workCompleted(ctx context.Context, req request) (summary strin
 		c = &req.Context
 		c.Key = c.baseKey()
 	case c.Open():
-		errs = append(errs, store.End(c.Key, Completed, req.At))
-		c.Ended, c.Outcome = req.At, Completed
+		at := endOf(c, req)
+		errs = append(errs, store.End(c.Key, Completed, at))
+		c.Ended, c.Outcome = at, Completed
 	}
 	fctx, stop := context.WithTimeout(ctx, budget-budget/summaryShare)
 	defer stop()
@@ -195,6 +201,18 @@ func (o *Options) workCompleted(ctx context.Context, req request) (summary strin
 		errs = append(errs, err)
 	}
 	return summary, errors.Join(errs...)
+}
+
+// endOf is when the job that c began ended, by the clock of its start: where the clock
+// was set back meanwhile, the boot clock tells how long it took.
+func endOf(c *Context, req request) time.Time {
+	if !req.At.Before(c.Started) {
+		return req.At
+	}
+	if took := req.Boot - c.Boot; c.Boot > 0 && took > 0 && c.Host.BootID == req.Context.Host.BootID {
+		return c.Started.Add(time.Duration(took))
+	}
+	return c.Started
 }
 
 // endAndFlush tells the agent of the end and waits for its flush. An agent that died
