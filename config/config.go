@@ -39,8 +39,10 @@ type Config struct {
 	Summary         string            // job summary: off, auto (only where docker was used) or always
 	ChainStarted    string            // a job-started hook to run after ours
 	ChainCompleted  string            // a job-completed hook to run after ours
+	Pins            []Pin             // files whose content and owner are checked at each job's start
 	RunnerLabels    []string          // labels or scale set of this runner, for ci.runner.labels
 	Sinks           []string          // URLs of sinks beside the journal
+	RecordArgv      bool              // keep the redacted command line too
 	DockerHost      string            // the daemon whose events are recorded; "" asks the environment
 	EventLabels     []string          // container and image labels to keep
 	Statsd          string            // DogStatsD address; "" asks the environment, "off" sends nothing
@@ -64,6 +66,12 @@ func Default() Config {
 		SegmentMaxBytes: 16 << 20,
 		SegmentMaxAge:   time.Hour,
 	}
+}
+
+// Pin is a file that must be what it was when it was installed.
+type Pin struct {
+	SHA256 string // in hex
+	Path   string
 }
 
 // Key describes one key of the file.
@@ -134,8 +142,20 @@ func Keys() []Key {
 			func(c *Config) string { return c.Summary }},
 		dir("chain_started", "A job-started hook that was there before and is run after ours.", func(c *Config) *string { return &c.ChainStarted }),
 		dir("chain_completed", "A job-completed hook that was there before and is run after ours.", func(c *Config) *string { return &c.ChainCompleted }),
+		{"pin", "SHA-256 and path of an installed file, as sha256sum prints them; one line for each file. At each job's start its content is checked, and that nobody but root can replace it.",
+			func(c *Config, _, v string) error {
+				sum, path, _ := strings.Cut(v, " ")
+				path, err := absolute(strings.TrimLeft(path, " *"))
+				if err != nil || !isSHA256(sum) {
+					return errors.New("want the 64 hexadecimal digits of a SHA-256 and an absolute path")
+				}
+				c.Pins = append(c.Pins, Pin{sum, path})
+				return nil
+			},
+			func(*Config) string { return "" }},
 		list("runner_labels", "Labels or scale set of this runner, kept in each record.", func(c *Config) *[]string { return &c.RunnerLabels }),
 		list("sinks", "URLs of the sinks that get the records beside the journal, apart by spaces.", func(c *Config) *[]string { return &c.Sinks }),
+		boolean("record_argv", "`true` also keeps the redacted command line of each call (docs/redaction.md).", func(c *Config) *bool { return &c.RecordArgv }),
 		str("docker_host", "The Docker daemon whose events are recorded; empty takes DOCKER_HOST or the default socket.", func(c *Config) *string { return &c.DockerHost }),
 		list("event_labels", "Container and image labels that event records keep.", func(c *Config) *[]string { return &c.EventLabels }),
 		str("statsd", "DogStatsD address (`host:port`, `unix:///path`); empty takes DD_DOGSTATSD_URL or DD_AGENT_HOST, `off` sends nothing.", func(c *Config) *string { return &c.Statsd }),
@@ -293,6 +313,18 @@ func absolute(v string) (string, error) {
 		v = v[:len(v)-1]
 	}
 	return v, nil
+}
+
+func isSHA256(s string) bool {
+	if len(s) != 64 {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if c := s[i] | 0x20; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 func parseBool(v string) (bool, error) {
