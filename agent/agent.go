@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -357,6 +358,13 @@ func (a *Agent) jobStart(c hook.Context) {
 		ID: record.DeriveID(c.Started, "job.start", c.Key), TS: c.Started, Kind: record.KindJobStart, By: record.BySealed, CI: &c.CI,
 		Job: &record.Job{Started: c.Started, Version: c.Version},
 	})
+	for i, text := range c.Problems {
+		a.log.Error("a file of the installation is not what was installed", "problem", text)
+		a.intake.keep(&record.Record{
+			ID: record.DeriveID(c.Started, "changed_file", c.Key, strconv.Itoa(i)), TS: c.Started, Kind: record.KindLoss, By: record.BySealed, CI: &c.CI,
+			Loss: &record.Loss{Cause: "changed_file", Count: -1, Source: "installation", From: c.Started, Detail: text},
+		})
+	}
 }
 
 // jobEnd records that a job ended, and lets the agent end with it.
