@@ -246,6 +246,10 @@ func appendInvocation(dst []byte, v *Invocation) []byte {
 		dst = appendKey(dst, "\"target\":")
 		dst = appendString(dst, string(v.Target))
 	}
+	if len(v.Argv) != 0 {
+		dst = appendKey(dst, "\"argv\":")
+		dst = appendStrings(dst, v.Argv)
+	}
 	if v.Argc != 0 {
 		dst = appendKey(dst, "\"argc\":")
 		dst = appendInt(dst, v.Argc)

@@ -177,7 +177,7 @@ type Host struct {
 
 // Invocation describes one call of a wrapped tool. Nothing of argv is kept but
 // the command path, image references, the names of flags and the values of a
-// short list of harmless flags.
+// short list of harmless flags, unless the configuration asks for argv.
 type Invocation struct {
 	// Tool is the name the shim was called by: docker, podman, ...
 	Tool string `json:"tool,omitempty"`
@@ -191,6 +191,8 @@ type Invocation struct {
 	Platform string `json:"platform,omitempty"`
 	// Target is the build stage named by --target.
 	Target string `json:"target,omitempty"`
+	// Argv is the command line behind the tool's own name, redacted (docs/redaction.md); kept only where record_argv is set.
+	Argv []string `json:"argv,omitempty"`
 	// Argc is the number of arguments, the tool's own name included.
 	Argc int64 `json:"argc,omitempty"`
 	// PID is the process id, which docker keeps.

@@ -191,7 +191,7 @@ func (d *decoder) objectHost(v *record.Host) {
 	})
 }
 
-var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
+var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argv", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
 
 func (d *decoder) objectInvocation(v *record.Invocation) {
 	d.object(&v.Unknown, knownInvocation, func(key []byte) bool {
@@ -210,6 +210,9 @@ func (d *decoder) objectInvocation(v *record.Invocation) {
 			v.Platform = d.string()
 		case "target":
 			v.Target = d.string()
+		case "argv":
+			v.Argv = nil
+			d.array(func() { v.Argv = append(v.Argv, d.string()) })
 		case "argc":
 			v.Argc = d.int()
 		case "pid":
