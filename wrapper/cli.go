@@ -10,15 +10,16 @@ type call struct {
 	flags    []string // names of known flags, in order, as typed
 	platform string
 	target   string
-	daemon   string // class of daemon that a flag chose, or ""
-	clipped  bool   // lists were cut at maxList
+	daemon   string   // class of daemon that a flag chose, or ""
+	argv     []string // the whole line, redacted; only where it is asked for
+	clipped  bool     // lists were cut
 }
 
 // Bounds of what is looked at of one command line. They bound the time; a clock would
 // not do, because on a busy virtual machine even the thread's own clock counts time
 // that it did not have.
 const (
-	maxList     = 256       // images, and flags, that are kept
+	maxList     = 256       // images, flags, and arguments, that are kept
 	maxFlags    = 4096      // flags that are read
 	maxExamined = 256 << 10 // bytes that are read
 )
@@ -27,26 +28,50 @@ const (
 // because a secret typed after a dash looks the same.
 const unknownFlag = "--?"
 
+//go:generate sh -c "cd ../internal/gen/clitree && go run -mod=readonly . >../../../wrapper/flags.tsv.new && mv ../../../wrapper/flags.tsv.new ../../../wrapper/flags.tsv"
 //go:generate go run ../internal/gen/flagsgen
 
+// describeCommand describes the arguments of a tool, its own name left out. Of a tool
+// that does not read its command line as docker does, nothing is known but that its
+// first word may be a command.
+func describeCommand(tool string, args []string, s *scrubber, whole bool) call {
+	switch tool {
+	case "docker", "podman", "nerdctl":
+		return parse(args, s, whole)
+	}
+	p := parser{scrub: s, whole: whole, args: args}
+	if len(args) > 0 && commandName(args[0]) && s.keepText(args[0]) {
+		p.command = p.next()
+		p.emit(p.command)
+	}
+	if len(p.args) > 0 {
+		p.emitCount(len(p.args))
+	}
+	return p.call
+}
+
 // parse describes the arguments of the docker CLI, the tool's own name left out, as
-// its cobra command tree would read them. keep tells whether a value is free of
-// secrets. Unknown flags, whose arity nobody knows, end the search for images among
-// the operands; they never are an error.
-func parse(args []string, keep func(string) bool) call {
-	p := parser{keep: keep}
+// its cobra command tree would read them. Unknown flags, whose arity nobody knows, end
+// the search for images among the operands; they never are an error. With whole set it
+// also redacts the line as a whole.
+func parse(args []string, s *scrubber, whole bool) call {
+	p := parser{scrub: s, whole: whole}
 	for p.args = args; len(p.args) > 0 && !p.done; {
 		arg := p.next()
 		switch {
 		case p.flagsEnded || len(arg) < 2 || arg[0] != '-':
 			p.word(arg)
 		case arg == "--":
-			p.flagsEnded = true
+			p.emit(arg)
+			p.flagsEnded, p.pending = true, false
 		case arg[1] == '-':
 			p.longFlag(arg)
 		default:
 			p.shortFlags(arg)
 		}
+	}
+	if len(p.args) > 0 {
+		p.emitCount(len(p.args))
 	}
 	return p.call
 }
@@ -54,28 +79,34 @@ func parse(args []string, keep func(string) bool) call {
 type parser struct {
 	call
 	args       []string
-	keep       func(string) bool
+	scrub      *scrubber
+	whole      bool // argv is wanted
 	leaf       bool // the command path is complete
+	strange    bool // the command is in no table
 	flagsEnded bool // what follows are operands
-	uncertain  bool // an unknown flag may have taken the next operand as its value
+	pending    bool // the flag before is unknown, and may take the next word
+	uncertain  bool // an unknown flag may have taken an operand as its value
 	operands   int
-	lines      []string // flags of the command, its parents and its other name
+	lines      []string // flags of the command and of its other name
 	read       int      // flags read so far
 	examined   int      // bytes of the arguments read so far
-	done       bool
+	emitted    int      // bytes in argv
+	done       bool     // what is left is only counted
 }
 
 func (p *parser) next() string {
 	arg := p.args[0]
 	p.args = p.args[1:]
 	if p.examined += len(arg) + 1; p.examined > maxExamined {
-		p.clipped, p.args, arg = true, nil, ""
+		p.clipped, p.args, p.whole, arg = true, nil, false, ""
 	}
 	return arg
 }
 
 // word takes the next word of the command path, or an operand.
 func (p *parser) word(arg string) {
+	pending := p.pending
+	p.pending = false
 	if !p.leaf {
 		path := arg
 		if p.command != "" {
@@ -83,19 +114,29 @@ func (p *parser) word(arg string) {
 		}
 		if _, ok := flagsOf(path); ok {
 			p.command, p.lines = path, nil
+			p.emit(arg)
 			return
 		}
-		if p.command == "" {
-			// A plugin or a command newer than the table: its name is kept, and
-			// nothing else, since none of its flags is known.
-			if commandName(arg) && p.keep(arg) {
-				p.command = arg
-			}
+	}
+	if pending {
+		p.emit(redacted) // the unknown flag's value, or an operand: nobody knows
+		return
+	}
+	if !p.leaf && p.command == "" {
+		// A plugin or a command newer than the table. Its name is kept; none of its
+		// flags is known, so no image can be told from the rest.
+		p.leaf, p.strange, p.uncertain = true, true, true
+		if !commandName(arg) || !p.scrub.keepText(arg) {
+			p.emit(redacted)
 			p.done = true
 			return
 		}
-		p.leaf = true
+		p.command = arg
+		p.emit(arg)
+		p.done = !p.whole
+		return
 	}
+	p.leaf = true
 	p.operand(arg)
 	p.operands++
 }
@@ -111,147 +152,227 @@ func commandName(s string) bool {
 }
 
 // operand takes an operand of a known command. The docker CLI stops reading flags
-// at the first operand of some commands (SetInterspersed(false)).
+// at the first operand of some commands (SetInterspersed(false)), which the table
+// marks. What then follows the image or the container belongs to the process in it.
 func (p *parser) operand(arg string) {
-	image := false
+	n, image, rest := p.operands, false, false
 	switch strings.TrimPrefix(strings.TrimPrefix(p.command, "container "), "image ") {
 	case "run", "create", "service create":
-		image, p.done = true, true // all that follows belongs to the container
-	case "exec", "top":
-		p.done = true
-	case "commit":
-		image, p.flagsEnded = p.operands == 1, true
+		image, rest = true, true
+	case "exec", "top", "compose run", "compose exec":
+		rest = true
+	case "commit", "import", "compose commit":
+		image = n == 1
 	case "tag":
-		image, p.flagsEnded = p.operands < 2, true
-	case "import":
-		image = p.operands == 1
-	case "pull", "push":
-		image = p.operands == 0 && !strings.HasPrefix(p.command, "container")
-	case "rmi", "rm", "remove", "save", "history", "inspect":
+		image = n < 2
+	case "pull", "push", "images", "compose publish", "compose alpha publish":
+		image = n == 0 && !strings.HasPrefix(p.command, "container")
+	case "ls", "list":
+		image = n == 0 && strings.HasPrefix(p.command, "image ")
+	case "inspect":
+		// What docker inspect names without saying its type can be anything; a
+		// container's name has none of these characters.
+		image = p.command == "image inspect" || p.command == "inspect" && strings.ContainsAny(arg, ":/@")
+	case "rmi", "rm", "remove", "save", "history":
 		image = p.command == "rmi" || p.command == "save" || p.command == "history" || strings.HasPrefix(p.command, "image ")
-	case "buildx imagetools create", "buildx imagetools inspect", "manifest create", "manifest annotate", "manifest push", "manifest inspect":
+	case "buildx imagetools create", "buildx imagetools inspect",
+		"manifest create", "manifest annotate", "manifest push", "manifest inspect", "manifest rm",
+		"trust sign", "trust inspect", "trust revoke":
 		image = true
 	}
-	if image && !p.uncertain {
-		p.image(arg)
+	if p.uncertain && rest {
+		// The image may have been the word that was taken for a flag's value, and this
+		// one an argument of the container.
+		p.emitCount(len(p.args) + 1)
+		p.done, p.args = true, nil
+		return
+	}
+	switch {
+	case p.strange:
+		p.emitStrange(arg)
+	case image && p.uncertain:
+		p.emit(redacted)
+	case image:
+		p.emitImage(arg, p.image(arg))
+	default:
+		p.emitOperand(arg)
+	}
+	p.done = p.done || rest
+	if _, first := p.lookup("|!"); first {
+		p.flagsEnded = true
 	}
 }
 
 func (p *parser) longFlag(arg string) {
 	name, value, hasValue := strings.Cut(arg[2:], "=")
-	takes, known := p.lookup("|" + name)
-	if !known || strings.ContainsAny(name, "|/=>") {
-		p.flag(unknownFlag)
-		p.uncertain = p.uncertain || !hasValue
+	long, takes, known := "", false, false
+	if !strings.ContainsAny(name, "|/=>!") {
+		long, takes, known = p.find("|" + name)
+	}
+	if !known {
+		p.unknown(arg, name, hasValue)
 		return
 	}
+	p.pending = false
 	p.flag("--" + name)
-	if takes && !hasValue && len(p.args) > 0 {
-		value = p.next()
+	switch {
+	case !takes && hasValue:
+		p.emitPair("--"+name, boolean(value))
+	case !takes:
+		p.emit("--" + name)
+	case hasValue:
+		p.emitPair("--"+name, p.value(long, value))
+	default:
+		p.emit("--" + name)
+		p.nextValue(long)
 	}
-	if takes {
-		p.value(name, value)
+}
+
+// nextValue takes the next word as the value of a flag.
+func (p *parser) nextValue(long string) {
+	if len(p.args) > 0 {
+		p.emit(p.value(long, p.next()))
 	}
+}
+
+// unknown takes a flag of which nothing is known but its name. Where its value, if it
+// takes one, is not in the same word, it may be the next.
+func (p *parser) unknown(arg, name string, hasValue bool) {
+	p.flag(unknownFlag)
+	// After an unknown flag, what looks like a flag may be the value of that.
+	shown := unknownFlag
+	if !p.pending && flagName(name) && p.scrub.keepText(name) {
+		shown = "--" + name
+	}
+	p.pending, p.uncertain = !hasValue, p.uncertain || !hasValue
+	if hasValue {
+		p.emitPair(shown, redacted)
+	} else {
+		p.emit(shown)
+	}
+}
+
+// flagName tells whether s looks like the long name of a flag.
+func flagName(s string) bool {
+	return len(s) > 1 && len(s) <= 40 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz-") == "" && s[0] != '-'
 }
 
 // shortFlags takes a cluster such as -it or -p8080:80: the first letter with a value
 // takes the rest of the word, or else the next word.
 func (p *parser) shortFlags(arg string) {
+	pending := p.pending
+	p.pending = false
 	for i := 1; i < len(arg); i++ {
 		letter := arg[i]
-		takes, known := false, false
+		long, takes, known := "", false, false
 		if letter >= 'A' && letter <= 'Z' || letter >= 'a' && letter <= 'z' {
-			takes, known = p.lookup("/" + arg[i:i+1])
+			long, takes, known = p.find("/" + arg[i:i+1])
 		}
 		if !known {
 			p.flag(unknownFlag)
 			p.uncertain = true
+			shown := unknownFlag
+			if letterOrDigit(letter) && i == 1 && !pending {
+				shown = arg[:2]
+			}
+			p.emit(shown)
+			if i+1 < len(arg) {
+				p.emit(redacted)
+			} else {
+				p.pending = true
+			}
 			return
 		}
 		p.flag("-" + arg[i:i+1])
 		if !takes {
 			if i+1 < len(arg) && arg[i+1] == '=' { // -q=true
+				p.emitPair("-"+arg[i:i+1], boolean(arg[i+2:]))
 				return
 			}
+			p.emit("-" + arg[i:i+1])
 			continue
 		}
-		value := strings.TrimPrefix(arg[i+1:], "=")
-		if i+1 == len(arg) && len(p.args) > 0 {
-			value = p.next()
+		p.emit("-" + arg[i:i+1])
+		if i+1 < len(arg) {
+			p.emit(p.value(long, strings.TrimPrefix(arg[i+1:], "=")))
+		} else {
+			p.nextValue(long)
 		}
-		p.value(shortNames(p.command, letter), value)
 		return
 	}
 }
 
-// shortNames gives the long name of the short flags whose values are looked at.
-func shortNames(command string, letter byte) string {
-	switch letter {
-	case 't':
-		return "tag"
-	case 'o':
-		return "output"
-	case 'H', 'c':
-		if command != "" {
-			return ""
-		}
-		if letter == 'H' {
-			return "host"
-		}
-		return "context"
+// find is lookup for a flag that was typed, given as "|long" or "/s"; it gives the
+// flag's long name too.
+func (p *parser) find(flag string) (long string, takesValue, known bool) {
+	if p.read++; p.read > maxFlags {
+		p.clipped, p.args, p.whole = true, nil, false
+		return "", false, false
 	}
-	return ""
+	if p.strange {
+		return "", false, false
+	}
+	entry, ok := p.lookup(flag)
+	if !ok {
+		return "", false, false
+	}
+	long = strings.TrimPrefix(strings.TrimSuffix(entry, "="), "|")
+	if i := strings.IndexByte(long, '/'); i >= 0 {
+		long = long[:i]
+	}
+	return long, strings.HasSuffix(entry, "="), true
 }
 
-// lookup finds a flag, given as "|long" or "/s", among those of the command and,
-// as cobra's persistent flags, of its parents; `docker build` forwards to buildx and
-// so takes the flags of both.
-func (p *parser) lookup(flag string) (takesValue, known bool) {
+// lookup finds the entry of a flag in the command's lines of the table.
+func (p *parser) lookup(flag string) (entry string, ok bool) {
+	if p.strange {
+		return "", false
+	}
 	if p.lines == nil {
 		p.lines = flagLines(p.command)
 	}
-	if p.read++; p.read > maxFlags {
-		p.clipped, p.args = true, nil
-		return false, false
-	}
 	for _, line := range p.lines {
-		if takes, ok := findFlag(line, flag); ok {
-			return takes, true
+		if entry, ok := findFlag(line, flag); ok {
+			return entry, true
 		}
 	}
-	return false, false
+	return "", false
 }
 
-// flagLines are the lines of the table in which a command's flags stand.
-func flagLines(command string) (lines []string) {
-	for {
-		line, _ := flagsOf(command)
-		lines = append(lines, line)
-		if command == "build" || command == "image build" || command == "builder build" {
-			command = "buildx build"
-			continue
-		}
-		i := strings.LastIndexByte(command, ' ')
-		if i < 0 {
-			return lines
-		}
-		command = command[:i]
+// flagLines are the lines of the table in which a command's flags stand: its own and,
+// since the CLI forwards builds to buildx, those of its namesake there.
+func flagLines(command string) []string {
+	own, _ := flagsOf(command)
+	lines := []string{own}
+	twin := ""
+	switch {
+	case command == "build" || command == "bake":
+		twin = "buildx " + command
+	case command == "image build":
+		twin = "buildx build"
+	case strings.HasPrefix(command, "builder "):
+		twin = "buildx " + command[len("builder "):]
 	}
+	if line, ok := flagsOf(twin); ok && twin != "" {
+		lines = append(lines, line)
+	}
+	return append(lines, "|help")
 }
 
 // findFlag searches one line of the table.
-func findFlag(line, flag string) (takesValue, known bool) {
-	for {
-		i := strings.Index(line, flag)
+func findFlag(line, flag string) (entry string, ok bool) {
+	for from := 0; ; {
+		i := strings.Index(line[from:], flag)
 		if i < 0 {
-			return false, false
+			return "", false
 		}
-		line = line[i+len(flag):]
-		end := strings.IndexByte(line+"|", '|')
-		entry := line[:end]
+		i += from
+		from = i + len(flag)
+		end := from + strings.IndexByte(line[from:]+"|", '|')
+		rest := line[from:end]
 		// After a long name its short form may follow; after a short one nothing does.
-		if entry == "" || entry[0] == '=' || flag[0] == '|' && entry[0] == '/' {
-			return strings.HasSuffix(entry, "="), true
+		if rest == "" || rest[0] == '=' || flag[0] == '|' && rest[0] == '/' {
+			return line[strings.LastIndexByte(line[:i+1], '|'):end], true
 		}
 	}
 }
@@ -284,19 +405,21 @@ func (p *parser) flag(name string) {
 	p.flags = append(p.flags, name)
 }
 
-// value looks at the value of a flag for what may be kept of it.
-func (p *parser) value(name, value string) {
+// value looks at the value of a flag for what may be kept of it, and returns what the
+// redacted line shows.
+func (p *parser) value(name, value string) (shown string) {
+	build := p.isBuild()
 	switch name {
 	case "platform":
-		if plain(value) && p.keep(value) {
+		if plain(value) && p.scrub.keepText(value) {
 			p.platform = value
 		}
 	case "target":
-		if plain(value) && p.keep(value) && strings.HasSuffix(p.command, "build") {
+		if build && plain(value) && p.scrub.keepText(value) {
 			p.target = value
 		}
 	case "tag":
-		if strings.HasSuffix(p.command, "build") || p.command == "buildx imagetools create" {
+		if build || p.command == "buildx imagetools create" {
 			p.image(value)
 		}
 	case "image":
@@ -310,12 +433,28 @@ func (p *parser) value(name, value string) {
 			p.image(csvValue(value, "ref"))
 		}
 	case "output":
-		if t := csvValue(value, "type"); t == "image" || t == "registry" {
-			p.image(csvValue(value, "name"))
+		switch csvValue(value, "type") {
+		case "image", "registry", "docker", "oci":
+			p.imageList(csvValue(value, "name"))
+		}
+	case "attest", "sbom":
+		p.image(csvValue(value, "generator"))
+	case "mount":
+		if csvValue(value, "type") == "image" {
+			p.image(csvValue(value, "source"))
+			p.image(csvValue(value, "src"))
+		}
+	case "driver-opt":
+		if p.command == "buildx create" {
+			p.image(csvValue(value, "image"))
 		}
 	case "build-context":
 		if _, ref, ok := strings.Cut(value, "=docker-image://"); ok {
 			p.image(ref)
+		}
+	case "set":
+		if key, v, ok := strings.Cut(value, "="); ok && p.isBake() && (strings.HasSuffix(key, ".tags") || strings.HasSuffix(key, ".tags+")) {
+			p.imageList(v)
 		}
 	case "host":
 		if p.command == "" {
@@ -326,6 +465,23 @@ func (p *parser) value(name, value string) {
 			p.daemon = "context"
 		}
 	}
+	if !p.whole {
+		return ""
+	}
+	return p.redactValue(name, value)
+}
+
+// isBuild tells whether the command builds an image from a Dockerfile.
+func (p *parser) isBuild() bool {
+	switch p.command {
+	case "build", "image build", "builder build", "buildx build", "buildx b", "buildx debug build", "buildx debug b", "buildx dap build":
+		return true
+	}
+	return false
+}
+
+func (p *parser) isBake() bool {
+	return p.command == "bake" || p.command == "buildx bake" || p.command == "buildx f" || p.command == "builder bake"
 }
 
 // plain tells whether s is made of the characters of platforms and stage names
@@ -339,27 +495,26 @@ func plain(s string) bool {
 	return true
 }
 
-// csvValue returns the value of key in a list such as type=image,name=x,push=true.
-func csvValue(list, key string) string {
-	for list != "" {
-		var item string
-		item, list, _ = strings.Cut(list, ",")
-		if k, v, ok := strings.Cut(item, "="); ok && k == key {
-			return v
-		}
+// image takes what stands where an image is named, and tells whether it is kept.
+func (p *parser) image(ref string) bool {
+	if !validReference(ref) || !p.scrub.keep(ref) {
+		return false
 	}
-	return ""
-}
-
-func (p *parser) image(ref string) {
 	if len(p.images) == maxList {
 		p.clipped = true
-		return
-	}
-	if !validReference(ref) || !p.keep(ref) {
-		return
+		return false
 	}
 	p.images = append(p.images, ref)
+	return true
+}
+
+// imageList takes several, apart by commas.
+func (p *parser) imageList(refs string) {
+	for refs != "" {
+		var ref string
+		ref, refs, _ = strings.Cut(refs, ",")
+		p.image(ref)
+	}
 }
 
 // daemonClass returns the kind of address, never the address.

@@ -3,25 +3,31 @@
 package wrapper
 
 // commandTable has a line for each command: its path, then its flags as |long,
-// /s after it where there is a short form and = where it takes a value; or > and
-// the command that has the same flags.
+// /s after it where there is a short form and = where it takes a value, and |! where
+// flags end at the first operand; or > and the command that has the same line.
 const commandTable = "" +
 	"\n" +
-	"|config=|context/c=|debug/D|host/H=|log-level/l=|tls|tlscacert=|tlscert=|tlskey=|tlsverify\n" +
+	"|config=|context/c=|debug/D|help/h|host/H=|log-level/l=|tls|tlscacert=|tlscert=|tlskey=|tlsverify|version/v\n" +
 	"attach|detach-keys=|no-stdin|sig-proxy\n" +
+	"bake|\n" +
 	"build|add-host=|build-arg=|cache-from=|cgroup-parent=|compress|cpu-period=|cpu-quota=|cpu-shares/c=|cpuset-cpus=|cpuset-mems=|disable-content-trust|file/f=|force-rm|iidfile=|isolation=|label=|memory-swap=|memory/m=|network=|no-cache|platform=|pull|quiet/q|rm|security-opt=|shm-size=|squash|tag/t=|target=|ulimit=\n" +
 	"builder|\n" +
 	"builder build>build\n" +
 	"builder prune|all/a|filter=|force/f|keep-storage=\n" +
 	"buildx|builder=|debug/D\n" +
+	"buildx b|add-host=|allow=|annotation=|attest=|build-arg=|build-context=|builder=|cache-from=|cache-to=|call=|cgroup-parent=|check|compress|cpu-period=|cpu-quota=|cpu-shares/c=|cpuset-cpus=|cpuset-mems=|debug/D|file/f=|force-rm|iidfile=|isolation=|label=|load|memory-swap=|memory/m=|metadata-file=|network=|no-cache|no-cache-filter=|output/o=|platform=|policy=|print=|progress=|provenance=|pull|push|quiet/q|resource=|rm|sbom=|secret=|security-opt=|shm-size=|squash|ssh=|tag/t=|target=|ulimit=\n" +
 	"buildx bake|allow=|builder=|call=|check|debug/D|file/f=|list-targets|list-variables|list=|load|metadata-file=|no-cache|policy=|print|progress=|provenance=|pull|push|sbom=|set=|var=\n" +
-	"buildx build|add-host=|allow=|annotation=|attest=|build-arg=|build-context=|builder=|cache-from=|cache-to=|call=|cgroup-parent=|check|compress|cpu-period=|cpu-quota=|cpu-shares/c=|cpuset-cpus=|cpuset-mems=|debug/D|file/f=|force-rm|iidfile=|isolation=|label=|load|memory-swap=|memory/m=|metadata-file=|network=|no-cache|no-cache-filter=|output/o=|platform=|policy=|print=|progress=|provenance=|pull|push|quiet/q|resource=|rm|sbom=|secret=|security-opt=|shm-size=|squash|ssh=|tag/t=|target=|ulimit=\n" +
+	"buildx build>buildx b\n" +
 	"buildx create|append|bootstrap|builder=|buildkitd-config=|buildkitd-flags=|config=|debug/D|driver-opt=|driver=|leave|name=|node=|platform=|timeout=|use\n" +
 	"buildx dap>buildx\n" +
 	"buildx dap attach>buildx\n" +
-	"buildx dap build>buildx build\n" +
+	"buildx dap build>buildx b\n" +
+	"buildx debug|builder=|debug/D|invoke=|on=\n" +
+	"buildx debug b>buildx b\n" +
+	"buildx debug build>buildx b\n" +
 	"buildx dial-stdio|builder=|debug/D|platform=|progress=\n" +
 	"buildx du|builder=|debug/D|filter=|format=|timeout=|verbose\n" +
+	"buildx f>buildx bake\n" +
 	"buildx history>buildx\n" +
 	"buildx history export|all|builder=|debug/D|finalize|output/o=\n" +
 	"buildx history import|builder=|debug/D|file/f=\n" +
@@ -49,77 +55,90 @@ const commandTable = "" +
 	"buildx version>buildx\n" +
 	"checkpoint|\n" +
 	"checkpoint create|checkpoint-dir=|leave-running\n" +
-	"checkpoint ls|checkpoint-dir=\n" +
-	"checkpoint rm>checkpoint ls\n" +
-	"commit|author/a=|change/c=|message/m=|no-pause|pause/p\n" +
-	"compose|all-resources|ansi=|compatibility|dry-run|env-file=|file/f=|parallel=|profile=|progress=|project-directory=|project-name/p=\n" +
-	"compose attach|\n" +
-	"compose bridge|\n" +
-	"compose build|\n" +
-	"compose commit|\n" +
-	"compose config|\n" +
+	"checkpoint list|checkpoint-dir=\n" +
+	"checkpoint ls>checkpoint list\n" +
+	"checkpoint remove>checkpoint list\n" +
+	"checkpoint rm>checkpoint list\n" +
+	"commit|!|author/a=|change/c=|message/m=|no-pause|pause/p\n" +
+	"compose|!|all-resources|ansi=|compatibility|dry-run|env-file=|file/f=|insecure-registry=|no-ansi|parallel=|profile=|progress=|project-directory=|project-name/p=|verbose|version/v|workdir=\n" +
+	"compose alpha|dry-run\n" +
+	"compose alpha generate|dry-run|format=|name=|project-dir=\n" +
+	"compose alpha publish|app|dry-run|insecure-registry|oci-version=|resolve-image-digests|with-env|yes/y\n" +
+	"compose alpha viz|dry-run|image|indentation-size=|networks|ports|spaces\n" +
+	"compose attach|detach-keys=|dry-run|index=|no-stdin|sig-proxy\n" +
+	"compose bridge|dry-run\n" +
+	"compose bridge convert|dry-run|output/o=|templates=|transformation/t=\n" +
+	"compose bridge transformations|dry-run\n" +
+	"compose bridge transformations create|dry-run|from/f=\n" +
+	"compose bridge transformations list|dry-run|format=|quiet/q\n" +
+	"compose bridge transformations ls|dry-run|format=|quiet/q\n" +
+	"compose build|build-arg=|builder=|check|compress|dry-run|force-rm|memory/m=|no-cache|no-rm|parallel|print|progress=|provenance=|pull|push|quiet/q|sbom=|ssh=|with-dependencies\n" +
+	"compose commit|author/a=|change/c=|dry-run|index=|message/m=|pause/p\n" +
+	"compose config|dry-run|environment|format=|hash=|images|lock-image-digests|models|networks|no-consistency|no-env-resolution|no-interpolate|no-normalize|no-path-resolution|output/o=|profiles|quiet/q|resolve-image-digests|services|variables|volumes\n" +
 	"compose convert|\n" +
-	"compose cp|\n" +
-	"compose create|\n" +
-	"compose down|\n" +
-	"compose events|\n" +
-	"compose exec|\n" +
-	"compose export|\n" +
-	"compose images|\n" +
-	"compose kill|\n" +
-	"compose logs|\n" +
-	"compose ls|\n" +
-	"compose pause|\n" +
-	"compose port|\n" +
-	"compose ps|\n" +
-	"compose publish|\n" +
-	"compose pull|\n" +
-	"compose push|\n" +
-	"compose restart|\n" +
-	"compose rm|\n" +
-	"compose run|\n" +
-	"compose scale|\n" +
-	"compose start|\n" +
-	"compose stats|\n" +
-	"compose stop|\n" +
-	"compose top|\n" +
-	"compose unpause|\n" +
-	"compose up|\n" +
-	"compose version|\n" +
-	"compose volumes|\n" +
-	"compose wait|\n" +
-	"compose watch|\n" +
+	"compose cp|all|archive/a|dry-run|follow-link/L|index=\n" +
+	"compose create|build|dry-run|force-recreate|no-build|no-recreate|pull=|quiet-pull|remove-orphans|scale=|yes/y\n" +
+	"compose down|dry-run|remove-orphans|rmi=|timeout/t=|volumes/v\n" +
+	"compose events|dry-run|json|since=|until=\n" +
+	"compose exec|!|detach/d|dry-run|env/e=|index=|interactive/i|no-tty/T|privileged|tty/t|user/u=|workdir/w=\n" +
+	"compose export|dry-run|index=|output/o=\n" +
+	"compose images|dry-run|format=|quiet/q\n" +
+	"compose kill|dry-run|remove-orphans|signal/s=\n" +
+	"compose logs|dry-run|follow/f|index=|no-color|no-log-prefix|since=|tail/n=|timestamps/t|until=\n" +
+	"compose ls|all/a|dry-run|filter=|format=|quiet/q\n" +
+	"compose pause|dry-run\n" +
+	"compose port|dry-run|index=|protocol=\n" +
+	"compose ps|all/a|dry-run|filter=|format=|no-trunc|orphans|quiet/q|services|status=\n" +
+	"compose publish>compose alpha publish\n" +
+	"compose pull|dry-run|ignore-buildable|ignore-pull-failures|include-deps|no-parallel|parallel|policy=|quiet/q\n" +
+	"compose push|dry-run|ignore-push-failures|include-deps|quiet/q\n" +
+	"compose restart|dry-run|no-deps|timeout/t=\n" +
+	"compose rm|all/a|dry-run|force/f|stop/s|volumes/v\n" +
+	"compose run|!|build|cap-add=|cap-drop=|detach/d|dry-run|entrypoint=|env-from-file=|env/e=|interactive/i|label/l=|name=|no-deps|no-tty/T|publish/p=|pull=|quiet-build|quiet-pull|quiet/q|remove-orphans|rm|service-ports/P|tty/t|use-aliases|user/u=|volume/v=|workdir/w=\n" +
+	"compose scale|dry-run|no-deps\n" +
+	"compose start|dry-run|wait|wait-timeout=\n" +
+	"compose stats|all/a|dry-run|format=|no-stream|no-trunc\n" +
+	"compose stop|dry-run|timeout/t=\n" +
+	"compose top|dry-run\n" +
+	"compose unpause|dry-run\n" +
+	"compose up|abort-on-container-exit|abort-on-container-failure|always-recreate-deps|attach-dependencies|attach=|build|detach/d|dry-run|exit-code-from=|force-recreate|menu|no-attach=|no-build|no-color|no-deps|no-log-prefix|no-recreate|no-start|pull=|quiet-build|quiet-pull|remove-orphans|renew-anon-volumes/V|scale=|timeout/t=|timestamps|wait|wait-timeout=|watch/w|yes/y\n" +
+	"compose version|dry-run|format/f=|short\n" +
+	"compose volumes>compose images\n" +
+	"compose wait|down-project|dry-run\n" +
+	"compose watch|dry-run|no-up|prune|quiet\n" +
 	"config|\n" +
 	"config create|label/l=|template-driver=\n" +
 	"config inspect|format/f=|pretty\n" +
-	"config ls|filter/f=|format=|quiet/q\n" +
+	"config list|filter/f=|format=|quiet/q\n" +
+	"config ls>config list\n" +
+	"config remove|\n" +
 	"config rm|\n" +
 	"container|\n" +
 	"container attach>attach\n" +
 	"container commit>commit\n" +
 	"container cp|archive/a|follow-link/L|quiet/q\n" +
-	"container create|add-host=|annotation=|attach/a=|blkio-weight-device=|blkio-weight=|cap-add=|cap-drop=|cgroup-parent=|cgroupns=|cidfile=|cpu-count=|cpu-percent=|cpu-period=|cpu-quota=|cpu-rt-period=|cpu-rt-runtime=|cpu-shares/c=|cpus=|cpuset-cpus=|cpuset-mems=|device-cgroup-rule=|device-read-bps=|device-read-iops=|device-write-bps=|device-write-iops=|device=|disable-content-trust|dns-opt=|dns-option=|dns-search=|dns=|domainname=|entrypoint=|env-file=|env/e=|expose=|gpus=|group-add=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|help|hostname/h=|init|interactive/i|io-maxbandwidth=|io-maxiops=|ip6=|ip=|ipc=|isolation=|kernel-memory=|label-file=|label/l=|link-local-ip=|link=|log-driver=|log-opt=|mac-address=|memory-reservation=|memory-swap=|memory-swappiness=|memory/m=|mount=|name=|net-alias=|net=|network-alias=|network=|no-healthcheck|oom-kill-disable|oom-score-adj=|pid=|pids-limit=|platform=|privileged|publish-all/P|publish/p=|pull=|quiet/q|read-only|restart=|rm|runtime=|security-opt=|shm-size=|stop-signal=|stop-timeout=|storage-opt=|sysctl=|tmpfs=|tty/t|ulimit=|use-api-socket|user/u=|userns=|uts=|volume-driver=|volume/v=|volumes-from=|workdir/w=\n" +
+	"container create|!|add-host=|annotation=|attach/a=|blkio-weight-device=|blkio-weight=|cap-add=|cap-drop=|cgroup-parent=|cgroupns=|cidfile=|cpu-count=|cpu-percent=|cpu-period=|cpu-quota=|cpu-rt-period=|cpu-rt-runtime=|cpu-shares/c=|cpus=|cpuset-cpus=|cpuset-mems=|device-cgroup-rule=|device-read-bps=|device-read-iops=|device-write-bps=|device-write-iops=|device=|disable-content-trust|dns-opt=|dns-option=|dns-search=|dns=|domainname=|entrypoint=|env-file=|env/e=|expose=|gpus=|group-add=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|hostname/h=|init|interactive/i|io-maxbandwidth=|io-maxiops=|ip6=|ip=|ipc=|isolation=|kernel-memory=|label-file=|label/l=|link-local-ip=|link=|log-driver=|log-opt=|mac-address=|memory-reservation=|memory-swap=|memory-swappiness=|memory/m=|mount=|name=|net-alias=|net=|network-alias=|network=|no-healthcheck|oom-kill-disable|oom-score-adj=|pid=|pids-limit=|platform=|privileged|publish-all/P|publish/p=|pull=|quiet/q|read-only|restart=|rm|runtime=|security-opt=|shm-size=|stop-signal=|stop-timeout=|storage-opt=|sysctl=|tmpfs=|tty/t|ulimit=|use-api-socket|user/u=|userns=|uts=|volume-driver=|volume/v=|volumes-from=|workdir/w=\n" +
 	"container diff|\n" +
-	"container exec|detach-keys=|detach/d|env-file=|env/e=|interactive/i|privileged|tty/t|user/u=|workdir/w=\n" +
+	"container exec|!|detach-keys=|detach/d|env-file=|env/e=|interactive/i|privileged|tty/t|user/u=|workdir/w=\n" +
 	"container export|output/o=\n" +
 	"container inspect|format/f=|size/s\n" +
 	"container kill|signal/s=\n" +
-	"container list|\n" +
+	"container list|all/a|filter/f=|format=|last/n=|latest/l|no-trunc|quiet/q|size/s\n" +
 	"container logs|details|follow/f|since=|tail/n=|timestamps/t|until=\n" +
-	"container ls|all/a|filter/f=|format=|last/n=|latest/l|no-trunc|quiet/q|size/s\n" +
+	"container ls>container list\n" +
 	"container pause|\n" +
 	"container port|\n" +
 	"container prune|filter=|force/f\n" +
-	"container ps|\n" +
-	"container remove|\n" +
+	"container ps>container list\n" +
+	"container remove|force/f|link/l|volumes/v\n" +
 	"container rename|\n" +
 	"container restart|signal/s=|time=|timeout/t=\n" +
-	"container rm|force/f|link/l|volumes/v\n" +
-	"container run|add-host=|annotation=|attach/a=|blkio-weight-device=|blkio-weight=|cap-add=|cap-drop=|cgroup-parent=|cgroupns=|cidfile=|cpu-count=|cpu-percent=|cpu-period=|cpu-quota=|cpu-rt-period=|cpu-rt-runtime=|cpu-shares/c=|cpus=|cpuset-cpus=|cpuset-mems=|detach-keys=|detach/d|device-cgroup-rule=|device-read-bps=|device-read-iops=|device-write-bps=|device-write-iops=|device=|disable-content-trust|dns-opt=|dns-option=|dns-search=|dns=|domainname=|entrypoint=|env-file=|env/e=|expose=|gpus=|group-add=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|help|hostname/h=|init|interactive/i|io-maxbandwidth=|io-maxiops=|ip6=|ip=|ipc=|isolation=|kernel-memory=|label-file=|label/l=|link-local-ip=|link=|log-driver=|log-opt=|mac-address=|memory-reservation=|memory-swap=|memory-swappiness=|memory/m=|mount=|name=|net-alias=|net=|network-alias=|network=|no-healthcheck|oom-kill-disable|oom-score-adj=|pid=|pids-limit=|platform=|privileged|publish-all/P|publish/p=|pull=|quiet/q|read-only|restart=|rm|runtime=|security-opt=|shm-size=|sig-proxy|stop-signal=|stop-timeout=|storage-opt=|sysctl=|tmpfs=|tty/t|ulimit=|use-api-socket|user/u=|userns=|uts=|volume-driver=|volume/v=|volumes-from=|workdir/w=\n" +
+	"container rm|force/f|force/f|link/l|link/l|volumes/v|volumes/v\n" +
+	"container run|!|add-host=|annotation=|attach/a=|blkio-weight-device=|blkio-weight=|cap-add=|cap-drop=|cgroup-parent=|cgroupns=|cidfile=|cpu-count=|cpu-percent=|cpu-period=|cpu-quota=|cpu-rt-period=|cpu-rt-runtime=|cpu-shares/c=|cpus=|cpuset-cpus=|cpuset-mems=|detach-keys=|detach/d|device-cgroup-rule=|device-read-bps=|device-read-iops=|device-write-bps=|device-write-iops=|device=|disable-content-trust|dns-opt=|dns-option=|dns-search=|dns=|domainname=|entrypoint=|env-file=|env/e=|expose=|gpus=|group-add=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|hostname/h=|init|interactive/i|io-maxbandwidth=|io-maxiops=|ip6=|ip=|ipc=|isolation=|kernel-memory=|label-file=|label/l=|link-local-ip=|link=|log-driver=|log-opt=|mac-address=|memory-reservation=|memory-swap=|memory-swappiness=|memory/m=|mount=|name=|net-alias=|net=|network-alias=|network=|no-healthcheck|oom-kill-disable|oom-score-adj=|pid=|pids-limit=|platform=|privileged|publish-all/P|publish/p=|pull=|quiet/q|read-only|restart=|rm|runtime=|security-opt=|shm-size=|sig-proxy|stop-signal=|stop-timeout=|storage-opt=|sysctl=|tmpfs=|tty/t|ulimit=|use-api-socket|user/u=|userns=|uts=|volume-driver=|volume/v=|volumes-from=|workdir/w=\n" +
 	"container start|attach/a|checkpoint-dir=|checkpoint=|detach-keys=|interactive/i\n" +
 	"container stats|all/a|format=|no-stream|no-trunc\n" +
 	"container stop>container restart\n" +
-	"container top|\n" +
+	"container top|!\n" +
 	"container unpause|\n" +
 	"container update|blkio-weight=|cpu-period=|cpu-quota=|cpu-rt-period=|cpu-rt-runtime=|cpu-shares/c=|cpus=|cpuset-cpus=|cpuset-mems=|kernel-memory=|memory-reservation=|memory-swap=|memory/m=|pids-limit=|restart=\n" +
 	"container wait|\n" +
@@ -128,9 +147,9 @@ const commandTable = "" +
 	"context export|\n" +
 	"context import|\n" +
 	"context inspect|format/f=\n" +
-	"context list|\n" +
-	"context ls|format=|quiet/q\n" +
-	"context remove|\n" +
+	"context list|format=|quiet/q\n" +
+	"context ls>context list\n" +
+	"context remove|force/f\n" +
 	"context rm|force/f\n" +
 	"context show|\n" +
 	"context update|description=|docker=\n" +
@@ -148,17 +167,18 @@ const commandTable = "" +
 	"image history>history\n" +
 	"image import|change/c=|message/m=|platform=\n" +
 	"image inspect|format/f=|platform=\n" +
-	"image list|\n" +
+	"image list|all/a|digests|filter/f=|format=|no-trunc|quiet/q|tree\n" +
 	"image load|input/i=|platform=|quiet/q\n" +
-	"image ls|all/a|digests|filter/f=|format=|no-trunc|quiet/q|tree\n" +
+	"image ls>image list\n" +
 	"image prune|all/a|filter=|force/f\n" +
 	"image pull|all-tags/a|disable-content-trust|platform=|quiet/q\n" +
 	"image push>image pull\n" +
-	"image remove|\n" +
-	"image rm|force/f|no-prune|platform=\n" +
+	"image remove|force/f|no-prune|platform=\n" +
+	"image rm>image remove\n" +
+	"image rmi>image remove\n" +
 	"image save|output/o=|platform=\n" +
-	"image tag|\n" +
-	"images>image ls\n" +
+	"image tag|!\n" +
+	"images>image list\n" +
 	"import>image import\n" +
 	"info|format/f=\n" +
 	"inspect|format/f=|size/s|type=\n" +
@@ -178,17 +198,19 @@ const commandTable = "" +
 	"network create|attachable|aux-address=|config-from=|config-only|driver/d=|gateway=|ingress|internal|ip-range=|ipam-driver=|ipam-opt=|ipv4|ipv6|label=|opt/o=|scope=|subnet=\n" +
 	"network disconnect|force/f\n" +
 	"network inspect|format/f=|verbose/v\n" +
-	"network list|\n" +
-	"network ls|filter/f=|format=|no-trunc|quiet/q\n" +
+	"network list|filter/f=|format=|no-trunc|quiet/q\n" +
+	"network ls>network list\n" +
 	"network prune>container prune\n" +
-	"network remove|\n" +
+	"network remove|force/f\n" +
 	"network rm|force/f\n" +
 	"node|\n" +
 	"node demote|\n" +
 	"node inspect>config inspect\n" +
-	"node ls>config ls\n" +
+	"node list>config list\n" +
+	"node ls>config list\n" +
 	"node promote|\n" +
 	"node ps|filter/f=|format=|no-resolve|no-trunc|quiet/q\n" +
+	"node remove|force/f\n" +
 	"node rm|force/f\n" +
 	"node update|availability=|label-add=|label-rm=|role=\n" +
 	"pause|\n" +
@@ -198,19 +220,21 @@ const commandTable = "" +
 	"plugin enable|timeout=\n" +
 	"plugin inspect>info\n" +
 	"plugin install|alias=|disable|disable-content-trust|grant-all-permissions\n" +
-	"plugin ls>network ls\n" +
+	"plugin list>network list\n" +
+	"plugin ls>network list\n" +
 	"plugin push|disable-content-trust\n" +
+	"plugin remove>node rm\n" +
 	"plugin rm>node rm\n" +
 	"plugin set|\n" +
 	"plugin upgrade|disable-content-trust|grant-all-permissions|skip-remote-check\n" +
 	"port|\n" +
-	"ps>container ls\n" +
+	"ps>container list\n" +
 	"pull>image pull\n" +
 	"push>image pull\n" +
 	"rename|\n" +
 	"restart>container restart\n" +
-	"rm>container rm\n" +
-	"rmi>image rm\n" +
+	"rm>container remove\n" +
+	"rmi>image remove\n" +
 	"run>container run\n" +
 	"save>image save\n" +
 	"scout|\n" +
@@ -222,25 +246,33 @@ const commandTable = "" +
 	"secret|\n" +
 	"secret create|driver/d=|label/l=|template-driver=\n" +
 	"secret inspect>config inspect\n" +
-	"secret ls>config ls\n" +
+	"secret list>config list\n" +
+	"secret ls>config list\n" +
+	"secret remove|\n" +
 	"secret rm|\n" +
 	"service|\n" +
-	"service create|cap-add=|cap-drop=|config=|constraint=|container-label=|credential-spec=|detach/d|dns-option=|dns-search=|dns=|endpoint-mode=|entrypoint=|env-file=|env/e=|generic-resource=|group=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|host=|hostname=|init|isolation=|label/l=|limit-cpu=|limit-memory=|limit-pids=|log-driver=|log-opt=|max-concurrent=|memory-swap=|memory-swappiness=|mode=|mount=|name=|network=|no-healthcheck|no-resolve-image|oom-score-adj=|placement-pref=|publish/p=|quiet/q|read-only|replicas-max-per-node=|replicas=|reserve-cpu=|reserve-memory=|restart-condition=|restart-delay=|restart-max-attempts=|restart-window=|rollback-delay=|rollback-failure-action=|rollback-max-failure-ratio=|rollback-monitor=|rollback-order=|rollback-parallelism=|secret=|stop-grace-period=|stop-signal=|sysctl=|tty/t|ulimit=|update-delay=|update-failure-action=|update-max-failure-ratio=|update-monitor=|update-order=|update-parallelism=|user/u=|with-registry-auth|workdir/w=\n" +
+	"service create|!|cap-add=|cap-drop=|config=|constraint=|container-label=|credential-spec=|detach/d|dns-option=|dns-search=|dns=|endpoint-mode=|entrypoint=|env-file=|env/e=|generic-resource=|group=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|host=|hostname=|init|isolation=|label/l=|limit-cpu=|limit-memory=|limit-pids=|log-driver=|log-opt=|max-concurrent=|memory-swap=|memory-swappiness=|mode=|mount=|name=|network=|no-healthcheck|no-resolve-image|oom-score-adj=|placement-pref=|publish/p=|quiet/q|read-only|replicas-max-per-node=|replicas=|reserve-cpu=|reserve-memory=|restart-condition=|restart-delay=|restart-max-attempts=|restart-window=|rollback-delay=|rollback-failure-action=|rollback-max-failure-ratio=|rollback-monitor=|rollback-order=|rollback-parallelism=|secret=|stop-grace-period=|stop-signal=|sysctl=|tty/t|ulimit=|update-delay=|update-failure-action=|update-max-failure-ratio=|update-monitor=|update-order=|update-parallelism=|user/u=|with-registry-auth|workdir/w=\n" +
 	"service inspect>config inspect\n" +
+	"service list>config list\n" +
 	"service logs|details|follow/f|no-resolve|no-task-ids|no-trunc|raw|since=|tail/n=|timestamps/t\n" +
-	"service ls>config ls\n" +
+	"service ls>config list\n" +
 	"service ps>node ps\n" +
+	"service remove|\n" +
 	"service rm|\n" +
 	"service rollback|detach/d|quiet/q\n" +
 	"service scale|detach/d\n" +
 	"service update|args=|cap-add=|cap-drop=|config-add=|config-rm=|constraint-add=|constraint-rm=|container-label-add=|container-label-rm=|credential-spec=|detach/d|dns-add=|dns-option-add=|dns-option-rm=|dns-rm=|dns-search-add=|dns-search-rm=|endpoint-mode=|entrypoint=|env-add=|env-rm=|force|generic-resource-add=|generic-resource-rm=|group-add=|group-rm=|health-cmd=|health-interval=|health-retries=|health-start-interval=|health-start-period=|health-timeout=|host-add=|host-rm=|hostname=|image=|init|isolation=|label-add=|label-rm=|limit-cpu=|limit-memory=|limit-pids=|log-driver=|log-opt=|max-concurrent=|memory-swap=|memory-swappiness=|mount-add=|mount-rm=|network-add=|network-rm=|no-healthcheck|no-resolve-image|oom-score-adj=|placement-pref-add=|placement-pref-rm=|publish-add=|publish-rm=|quiet/q|read-only|replicas-max-per-node=|replicas=|reserve-cpu=|reserve-memory=|restart-condition=|restart-delay=|restart-max-attempts=|restart-window=|rollback|rollback-delay=|rollback-failure-action=|rollback-max-failure-ratio=|rollback-monitor=|rollback-order=|rollback-parallelism=|secret-add=|secret-rm=|stop-grace-period=|stop-signal=|sysctl-add=|sysctl-rm=|tty/t|ulimit-add=|ulimit-rm=|update-delay=|update-failure-action=|update-max-failure-ratio=|update-monitor=|update-order=|update-parallelism=|user/u=|with-registry-auth|workdir/w=\n" +
-	"stack|\n" +
-	"stack config|compose-file/c=|skip-interpolation\n" +
-	"stack deploy|compose-file/c=|detach/d|prune|quiet/q|resolve-image=|with-registry-auth\n" +
-	"stack ls|format=\n" +
-	"stack ps>node ps\n" +
-	"stack rm|detach/d\n" +
-	"stack services>config ls\n" +
+	"stack|orchestrator=\n" +
+	"stack config|compose-file/c=|orchestrator=|skip-interpolation\n" +
+	"stack deploy|compose-file/c=|detach/d|orchestrator=|prune|quiet/q|resolve-image=|with-registry-auth\n" +
+	"stack down|detach/d|orchestrator=\n" +
+	"stack list|format=|orchestrator=\n" +
+	"stack ls>stack list\n" +
+	"stack ps|filter/f=|format=|no-resolve|no-trunc|orchestrator=|quiet/q\n" +
+	"stack remove>stack down\n" +
+	"stack rm>stack down\n" +
+	"stack services|filter/f=|format=|orchestrator=|quiet/q\n" +
+	"stack up>stack deploy\n" +
 	"start>container start\n" +
 	"stats>container stats\n" +
 	"stop>container restart\n" +
@@ -259,8 +291,8 @@ const commandTable = "" +
 	"system events>events\n" +
 	"system info>info\n" +
 	"system prune|all/a|filter=|force/f|volumes\n" +
-	"tag|\n" +
-	"top|\n" +
+	"tag|!\n" +
+	"top|!\n" +
 	"trust|\n" +
 	"trust inspect|\n" +
 	"trust revoke|\n" +
@@ -271,10 +303,10 @@ const commandTable = "" +
 	"volume|\n" +
 	"volume create|availability=|driver/d=|group=|label=|limit-bytes=|name=|opt/o=|required-bytes=|scope=|secret=|sharing=|topology-preferred=|topology-required=|type=\n" +
 	"volume inspect>info\n" +
-	"volume list|\n" +
-	"volume ls|cluster|filter/f=|format=|quiet/q\n" +
+	"volume list|cluster|filter/f=|format=|quiet/q\n" +
+	"volume ls>volume list\n" +
 	"volume prune>image prune\n" +
-	"volume remove|\n" +
+	"volume remove>node rm\n" +
 	"volume rm>node rm\n" +
 	"volume update|availability=\n" +
 	"wait|\n"

@@ -7,101 +7,345 @@ import (
 	"github.com/tallyman-ci/tallyman/record"
 )
 
-// scrubber decides which of the few values that a record may hold are kept. A value
-// that looks like a secret, or holds one of the job's own, is dropped whole.
+// scrubber finds secrets in what a record may hold: the shapes of known tokens, random
+// strings, and the job's own secrets in the forms in which they are passed around. For
+// the default record a value with a secret in it is dropped whole (keep); in the
+// redacted command line only the secret is (redact).
+//
+// Each byte is looked at a bounded number of times, and all that is done is counted:
+// whoever writes a command line to make the shim think gets a record without one.
 type scrubber struct {
 	environ []string
-	needles []string // values of secret-looking variables, made at first use
+	own     index // the job's own secrets, made at first use
+	known   index // beginnings of known tokens, made at first use
 	ready   bool
 	blind   bool // there are more secrets than can be searched for
+	work    int  // bytes looked at so far
+	tired   bool // work went beyond maxWork: nothing is examined any more, nor kept
 }
 
 const (
-	// maxValue is the longest value that is kept, and so the longest secret that one
-	// could hold.
+	// maxValue is the longest value that is kept in a field of its own.
 	maxValue = 512
-	// maxNeedles bounds the search. With more secrets than this nothing is kept.
-	maxNeedles = 1024
+	// maxSecrets bounds the secrets that are searched for, and maxSecretBytes their
+	// length together. With more nothing is kept.
+	maxSecrets     = 512
+	maxSecretBytes = 48 << 10
+	// maxWork bounds the bytes looked at for one record; it stands for 2 ms.
+	maxWork = 1 << 20
 )
 
-// keep tells whether a value may go into the record.
+// spend counts n bytes that are looked at.
+func (s *scrubber) spend(n int) {
+	s.work += n
+	s.tired = s.tired || s.work > maxWork
+}
+
+// keep tells whether a value may go into the record as it is.
 func (s *scrubber) keep(value string) bool {
-	if len(value) > maxValue || value != record.Clean(value, maxValue) {
+	if len(value) > maxValue || value != record.Clean(value, maxValue) || strings.Contains(value, "://") {
 		return false
 	}
-	if tokenShape(value) || highEntropy(value) || strings.Contains(value, "://") {
-		return false
-	}
-	for _, needle := range s.secrets() {
-		if strings.Contains(value, needle) {
-			return false
-		}
-	}
-	return !s.blind
+	s.secrets()
+	return !s.blind && !s.tired && len(s.shapes(value)) == 0 && len(s.random(value, false)) == 0 && len(s.ownSecrets(value)) == 0 && !s.tired
 }
 
-// tokenPrefixes start the tokens that services give out: GitHub, GitLab, Docker Hub,
-// npm, PyPI, AWS, Google, Slack, Stripe, Vault, SendGrid, Hugging Face, Docker swarm,
-// JSON Web Tokens and PEM.
-var tokenPrefixes = [...]string{
-	"ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_",
-	"glpat-", "gldt-", "glptt-", "glrt-", "glcbt-",
-	"dckr_pat_", "dckr_oat_", "npm_", "pypi-",
-	"AKIA", "ASIA", "AIza", "ya29.", "GOCSPX-",
-	"xoxb-", "xoxp-", "xoxa-", "xoxr-", "xoxs-", "xapp-",
-	"sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_",
-	"hvs.", "hvb.", "hvr.", "SG.", "hf_", "SWMTKN-", "eyJ", "-----BEGIN",
+// keepText is keep for what is no image reference: of names and paths less is expected
+// to look random.
+func (s *scrubber) keepText(value string) bool {
+	return s.keep(value) && len(s.random(value, true)) == 0
 }
 
-// tokenShape tells whether s holds something of the shape of a known token: a prefix
-// with at least eight characters of a token behind it.
-func tokenShape(s string) bool {
-	for _, prefix := range tokenPrefixes {
-		for rest := s; ; {
-			i := strings.Index(rest, prefix)
-			if i < 0 {
+// A token is how the tokens of one service begin, and how many characters follow at
+// least.
+type token struct {
+	prefix string
+	min    int
+	body   string // characters of the body besides letters and digits; "A" for capitals and digits alone, "*" for everything
+}
+
+// tokens are what services give out: GitHub, GitLab, Docker Hub and swarm, npm, PyPI,
+// RubyGems, AWS, Google, Slack, Stripe, Vault, SendGrid, Hugging Face, Anthropic,
+// OpenAI, Shopify, DigitalOcean, Grafana, Pulumi, Atlassian, Sentry, Tailscale, Postman,
+// New Relic, age, JSON Web Tokens and PEM. Prefixes that are also beginnings of words
+// ask for the whole length of the token.
+var tokens = [...]token{
+	{"ghp_", 8, "_.-"}, {"gho_", 8, "_.-"}, {"ghu_", 8, "_.-"}, {"ghs_", 8, "_.-"}, {"ghr_", 8, "_.-"}, {"github_pat_", 8, "_.-"},
+	{"glpat-", 8, "_.-"}, {"gldt-", 8, "_.-"}, {"glptt-", 8, "_.-"}, {"glrt-", 8, "_.-"}, {"glcbt-", 8, "_.-"}, {"gloas-", 8, "_.-"},
+	{"glsoat-", 8, "_.-"}, {"glft-", 8, "_.-"}, {"glimt-", 8, "_.-"}, {"glagent-", 8, "_.-"}, {"glffct-", 8, "_.-"},
+	{"dckr_pat_", 8, "_.-"}, {"dckr_oat_", 8, "_.-"}, {"SWMTKN-", 8, "_.-"}, {"SWMKEY-", 8, "_.-+/="},
+	{"npm_", 30, "_.-"}, {"pypi-", 16, "_.-"}, {"rubygems_", 16, "_.-"},
+	{"AKIA", 12, "A"}, {"ASIA", 12, "A"}, {"AIza", 20, "_-"}, {"ya29.", 8, "_.-+/="}, {"GOCSPX-", 8, "_.-"},
+	{"xoxb-", 8, "_.-"}, {"xoxp-", 8, "_.-"}, {"xoxa-", 8, "_.-"}, {"xoxr-", 8, "_.-"}, {"xoxs-", 8, "_.-"}, {"xoxe-", 8, "_.-"}, {"xoxe.", 8, "_.-"},
+	{"xapp-", 8, "_.-"}, {"hooks.slack.com/services/", 8, "_.-/"}, {"discord.com/api/webhooks/", 8, "_.-/"},
+	{"sk_live_", 8, "_.-"}, {"sk_test_", 8, "_.-"}, {"rk_live_", 8, "_.-"}, {"rk_test_", 8, "_.-"}, {"whsec_", 16, "_.-+/="},
+	{"hvs.", 16, "_.-"}, {"hvb.", 16, "_.-"}, {"hvr.", 16, "_.-"}, {"SG.", 16, "_.-"}, {"hf_", 30, "_.-"},
+	{"sk-ant-", 16, "_.-"}, {"sk-proj-", 16, "_.-"}, {"shpat_", 16, "_.-"}, {"dop_v1_", 16, "_.-"}, {"glsa_", 16, "_.-"}, {"glc_", 24, "_.-+/="},
+	{"pul-", 30, "_.-"}, {"ATATT3", 16, "_.-+/="}, {"sntrys_", 16, "_.-+/="}, {"tskey-", 16, "_.-"}, {"PMAK-", 16, "_.-"}, {"NRAK-", 16, "_.-"},
+	{"AGE-SECRET-KEY-", 16, ""}, {"eyJ", 8, "_.-+/="}, {"-----BEGIN", 0, "*"},
+}
+
+// bodyLength returns how many characters of the token stand at the beginning of rest,
+// or -1 if they are too few.
+func (t *token) bodyLength(rest string) int {
+	if t.body == "*" {
+		return len(rest)
+	}
+	n := 0
+	for n < len(rest) {
+		c := rest[n]
+		if t.body == "A" {
+			if (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
 				break
 			}
-			rest = rest[i+len(prefix):]
-			n := 0
-			for n < len(rest) && (letterOrDigit(rest[n]) || strings.IndexByte("_-.+/= ", rest[n]) >= 0) {
-				n++
+		} else if !letterOrDigit(c) && strings.IndexByte(t.body, c) < 0 {
+			break
+		}
+		n++
+	}
+	if n < t.min {
+		return -1
+	}
+	return n
+}
+
+// shapes returns the parts of value that have the shape of a token.
+func (s *scrubber) shapes(value string) []span {
+	if s.known.width == 0 {
+		s.known.width = 3
+		for i := range tokens {
+			s.known.add(tokens[i].prefix)
+		}
+	}
+	return s.forms(value, false, func(text string) (found []span) {
+		s.known.search(s, text, func(at, n int) {
+			if len(found) > 0 && at < found[len(found)-1].to {
+				return
 			}
-			if n >= 8 {
-				return true
+			t := &tokens[n]
+			if body := t.bodyLength(text[at+len(t.prefix):]); body >= 0 {
+				found = append(found, span{at, at + len(t.prefix) + body})
+			}
+		})
+		return found
+	})
+}
+
+// random returns the parts of value that look random. Where loose is false, those are
+// long runs of letters and digits alone, as names of images and platforms hardly have
+// them; otherwise other characters of encoded keys may be among them.
+func (s *scrubber) random(value string, loose bool) []span {
+	s.spend(3 * len(value))
+	return randomRuns(value, loose)
+}
+
+// ownSecrets returns the parts of value that are the job's own secrets.
+func (s *scrubber) ownSecrets(value string) []span {
+	if s.own.width == 0 {
+		return nil
+	}
+	return s.forms(value, true, func(text string) (found []span) {
+		s.own.search(s, text, func(at, n int) {
+			to := at + len(s.own.items[n])
+			if last := len(found) - 1; last >= 0 && at <= found[last].to {
+				found[last].to = max(found[last].to, to)
+			} else {
+				found = append(found, span{at, to})
+			}
+		})
+		return found
+	})
+}
+
+// forms searches a value as it is and without the escapes of URLs and JSON in it, and
+// returns what was found as parts of the value itself.
+func (s *scrubber) forms(value string, spaces bool, search func(string) []span) []span {
+	found := search(value)
+	escaped := strings.IndexByte(value, '%') >= 0 || strings.IndexByte(value, '\\') >= 0
+	for _, plus := range [...]bool{false, true} {
+		if plus && (!spaces || strings.IndexByte(value, '+') < 0) || !plus && !escaped {
+			continue
+		}
+		s.spend(2 * len(value))
+		text, origin := unescape(value, plus)
+		for _, part := range search(text) {
+			found = append(found, span{origin[part.from], origin[part.to]})
+		}
+	}
+	return found
+}
+
+// unescape replaces %41, \n and \u0041, and with plus also + for a space. origin tells
+// for each byte of text, and for its end, where in s it comes from.
+func unescape(s string, plus bool) (text string, origin []int) {
+	b := make([]byte, 0, len(s))
+	origin = make([]int, 0, len(s)+1)
+	for i := 0; i < len(s); {
+		c, n := s[i], 1
+		switch {
+		case c == '%' && i+2 < len(s) && unhex(s[i+1]) >= 0 && unhex(s[i+2]) >= 0:
+			c, n = byte(unhex(s[i+1])<<4|unhex(s[i+2])), 3
+		case c == '+' && plus:
+			c = ' '
+		case c == '\\' && i+1 < len(s):
+			n = 2
+			switch c = s[i+1]; c {
+			case 'n':
+				c = '\n'
+			case 'r':
+				c = '\r'
+			case 't':
+				c = '\t'
+			case 'u':
+				code := 0
+				for j := i + 2; j < i+6; j++ {
+					if j >= len(s) || unhex(s[j]) < 0 {
+						code = -1
+						break
+					}
+					code = code<<4 | unhex(s[j])
+				}
+				if code < 0 {
+					break
+				}
+				for _, r := range []byte(string(rune(code))) {
+					b, origin = append(b, r), append(origin, i)
+				}
+				i += 6
+				continue
+			}
+		}
+		b, origin = append(b, c), append(origin, i)
+		i += n
+	}
+	return string(b), append(origin, len(s))
+}
+
+// An index finds which of many strings begin where in a text, in one pass: by a table
+// of their first bytes. None may be shorter than width.
+type index struct {
+	width int // 3 or 6
+	items []string
+	next  []int16        // the next item with the same place in heads, counted from 1
+	heads [1 << 11]int16 // the first item, counted from 1
+}
+
+func (x *index) place(window uint64) uint64 { return window * 0x9e3779b97f4a7c15 >> (64 - 11) }
+
+func (x *index) add(item string) {
+	var window uint64
+	for i := 0; i < x.width; i++ {
+		window = window<<8 | uint64(item[i])
+	}
+	head := &x.heads[x.place(window)]
+	x.items = append(x.items, item)
+	x.next = append(x.next, *head)
+	*head = int16(len(x.items))
+}
+
+// search calls found for each item that stands in text, in the order of their ends of
+// the first width bytes.
+func (x *index) search(s *scrubber, text string, found func(at, n int)) {
+	s.spend(len(text))
+	var window uint64
+	mask := uint64(1)<<(8*x.width) - 1
+	for i := 0; i < len(text) && !s.tired; i++ {
+		window = (window<<8 | uint64(text[i])) & mask
+		for n := x.heads[x.place(window)]; n > 0; n = x.next[n-1] {
+			at := i + 1 - x.width
+			if at < 0 {
+				break
+			}
+			item := x.items[n-1]
+			s.spend(8) // a comparison
+			if strings.HasPrefix(text[at:], item) {
+				s.spend(len(item))
+				found(at, int(n-1))
 			}
 		}
 	}
-	return false
 }
 
-// highEntropy tells whether s has a run of at least 20 letters and digits with 4.0 or
-// more bits per character (Shannon), as random keys have and words do not. Digests
+// randomRuns returns the runs of characters that are as random as keys are and names
+// and words are not, by Shannon's entropy: at least 20 with 4.0 bits for each. Digests
 // and commit ids, hex of 40 or 64 digits, are no secrets.
-func highEntropy(s string) bool {
+func randomRuns(s string, loose bool) (found []span) {
+	if len(s) < minRandom {
+		return nil
+	}
+	eachRun(s, "", func(from, to int) {
+		if run := s[from:to]; !commitOrDigest(run) && entropyAtLeast(run, 4<<16) {
+			if loose { // the whole word
+				for from > 0 && (letterOrDigit(s[from-1]) || strings.IndexByte(encoded, s[from-1]) >= 0) {
+					from--
+				}
+				for to < len(s) && (letterOrDigit(s[to]) || strings.IndexByte(encoded, s[to]) >= 0) {
+					to++
+				}
+			}
+			if last := len(found) - 1; last < 0 || found[last] != (span{from, to}) {
+				found = append(found, span{from, to})
+			}
+		}
+	})
+	if !loose {
+		return found
+	}
+	eachRun(s, encoded, func(from, to int) {
+		if run := s[from:to]; mixed(run) && entropyAtLeast(run, 4<<16) {
+			found = append(found, span{from, to})
+		}
+	})
+	// Standard base64 has slashes too, and so have paths, which are less random.
+	eachRun(s, encoded+"/", func(from, to int) {
+		if run := s[from:to]; len(run) >= 32 && mixed(run) && entropyAtLeast(run, 9<<15) {
+			found = append(found, span{from, to})
+		}
+	})
+	return found
+}
+
+const (
+	minRandom = 20     // the shortest run that can be called random
+	encoded   = "_-+=" // what encoded keys hold besides letters and digits
+)
+
+// eachRun calls f for the runs of letters, digits and more of at least minRandom.
+func eachRun(s, more string, f func(from, to int)) {
 	for start := 0; start < len(s); {
 		end := start
-		for end < len(s) && letterOrDigit(s[end]) {
+		for end < len(s) && (letterOrDigit(s[end]) || more != "" && strings.IndexByte(more, s[end]) >= 0) {
 			end++
 		}
-		if run := s[start:end]; len(run) >= 20 && !commitOrDigest(run) && entropyAbove4(run) {
-			return true
+		if end-start >= minRandom {
+			f(start, end)
 		}
 		start = end + 1
 	}
-	return false
 }
 
 func commitOrDigest(s string) bool {
 	return (len(s) == 40 || len(s) == 64) && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// entropyAbove4 computes n*H = n*log2(n) - sum(c*log2(c)) in fixed point and
-// compares it with 4n.
-func entropyAbove4(s string) bool {
+// mixed tells whether s has capitals, small letters and digits.
+func mixed(s string) bool {
+	var capital, small, digit bool
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		capital = capital || c >= 'A' && c <= 'Z'
+		small = small || c >= 'a' && c <= 'z'
+		digit = digit || c >= '0' && c <= '9'
+	}
+	return capital && small && digit
+}
+
+// entropyAtLeast computes n*H = n*log2(n) - sum(c*log2(c)) with 16 binary digits after
+// the point and compares it with n times limit.
+func entropyAtLeast(s string, limit int) bool {
 	var counts [128]int
 	for i := 0; i < len(s); i++ {
-		counts[s[i]]++ // letters and digits only
+		counts[s[i]]++ // ASCII only
 	}
 	sum := len(s) * log2(len(s))
 	for _, c := range counts {
@@ -109,7 +353,7 @@ func entropyAbove4(s string) bool {
 			sum -= c * log2(c)
 		}
 	}
-	return sum >= 4*len(s)<<16
+	return sum >= limit*len(s)
 }
 
 // log2 returns the binary logarithm of n >= 1 with 16 binary digits after the point,
@@ -132,38 +376,59 @@ func log2(n int) int {
 // shorter ones (true, none, 8080) would hide half of all records.
 const minNeedle = 6
 
-// secrets returns what must not occur in a value: the values of the caller's
-// variables whose names look secret, each line of them alone too, and their base64
-// in its three alignments.
-func (s *scrubber) secrets() []string {
+// secrets finds out what must not occur in a value: the values of the caller's
+// variables whose names look secret, each line of them alone too, and their base64 in
+// its three alignments and both alphabets, and their hexadecimal digits.
+func (s *scrubber) secrets() {
 	if s.ready {
-		return s.needles
+		return
 	}
 	s.ready = true
+	count, size := 0, 0
+	add := func(secret string) {
+		if len(secret) < minNeedle || len(secret) > maxWord || s.blind {
+			return
+		}
+		if count, size = count+1, size+len(secret); count > maxSecrets || size > maxSecretBytes {
+			s.blind, s.own = true, index{}
+			return
+		}
+		s.own.width = minNeedle
+		s.own.add(secret)
+		for shift := range 3 {
+			b := base64Core(secret, shift)
+			if len(b) < minNeedle {
+				continue
+			}
+			s.own.add(b)
+			if strings.ContainsAny(b, "+/") {
+				s.own.add(strings.NewReplacer("+", "-", "/", "_").Replace(b))
+			}
+		}
+		lower, upper := hexForms(secret)
+		s.own.add(lower)
+		if upper != lower {
+			s.own.add(upper)
+		}
+	}
 	for _, kv := range s.environ {
 		name, value, ok := strings.Cut(kv, "=")
 		if !ok || len(value) < minNeedle || !secretName(name) {
 			continue
 		}
-		for value != "" {
+		if trimmed := strings.TrimSpace(value); strings.IndexByte(trimmed, '\n') >= 0 {
+			add(trimmed)
+		}
+		for rest := value; rest != ""; {
 			var line string
-			line, value, _ = strings.Cut(value, "\n")
-			if line = strings.TrimSpace(line); len(line) < minNeedle || len(line) > maxValue {
-				continue
-			}
-			if len(s.needles) >= maxNeedles {
-				s.needles, s.blind = nil, true
-				return nil
-			}
-			s.needles = append(s.needles, line)
-			for shift := range 3 {
-				if b := base64Core(line, shift); len(b) >= minNeedle {
-					s.needles = append(s.needles, b)
-				}
+			line, rest, _ = strings.Cut(rest, "\n")
+			line = strings.TrimSpace(line)
+			add(line)
+			if bare := strings.Trim(line, "\"'"); bare != line {
+				add(bare)
 			}
 		}
 	}
-	return s.needles
 }
 
 // secretName tells whether a variable's name says that its value is secret.
@@ -192,28 +457,38 @@ func secretName(name string) bool {
 const base64Digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 // base64Core returns the digits of base64 that depend on s alone when s starts shift
-// bytes after a multiple of three.
+// bytes after a multiple of three. The last digit of all is left out: what follows s may
+// share it.
 func base64Core(s string, shift int) string {
-	var out []byte
-	var acc, nbits uint
-	skip := 0
-	if shift > 0 {
-		// The first digits mix with the bytes before; of 8*shift bits, the started
-		// digit is shared.
-		skip = (8*shift + 5) / 6
-		acc, nbits = 0, uint(8*shift)
-		for nbits >= 6 {
-			nbits -= 6
-			out = append(out, 'A')
-		}
+	n := (8*(shift+len(s)) - 1) / 6 // digits whose six bits lie within shift and s, not at its very end
+	skip := (8*shift + 5) / 6       // the first ones mix with the bytes before
+	if n <= skip {
+		return ""
 	}
-	for i := 0; i < len(s); i++ {
+	out := make([]byte, 0, n)
+	acc, nbits := uint(0), uint(8*shift)
+	for nbits >= 6 {
+		nbits -= 6
+		out = append(out, 'A')
+	}
+	for i := 0; i < len(s) && len(out) < n; i++ {
 		acc = acc<<8 | uint(s[i])
 		nbits += 8
-		for nbits >= 6 {
+		for nbits >= 6 && len(out) < n {
 			nbits -= 6
 			out = append(out, base64Digits[acc>>nbits&63])
 		}
 	}
-	return string(out[min(skip, len(out)):])
+	return string(out[skip:])
+}
+
+// hexForms returns the hexadecimal digits of s, small and capital.
+func hexForms(s string) (lower, upper string) {
+	const small, capital = "0123456789abcdef", "0123456789ABCDEF"
+	l, u := make([]byte, 0, 2*len(s)), make([]byte, 0, 2*len(s))
+	for i := 0; i < len(s); i++ {
+		l = append(l, small[s[i]>>4], small[s[i]&15])
+		u = append(u, capital[s[i]>>4], capital[s[i]&15])
+	}
+	return string(l), string(u)
 }

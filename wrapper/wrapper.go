@@ -99,7 +99,7 @@ func (c *start) record() {
 	if !hang[0] && exists(c.cfg.Off()) {
 		return
 	}
-	deliver(t, c.self, c.args, c.environ, c.problem)
+	deliver(t, c.self, c.args, c.environ, c.problem, c.cfg.RecordArgv)
 }
 
 func countInternalError(cfg *config.Config) {
@@ -355,9 +355,9 @@ func execByDescriptor(real string, args, environ []string, original syscall.Errn
 const maxRecord = 16 << 10
 
 // deliver describes the call and hands the record over.
-func deliver(t handover.Target, s self, args, environ []string, problem syscall.Errno) {
+func deliver(t handover.Target, s self, args, environ []string, problem syscall.Errno, argv bool) {
 	uid := syscall.Getuid()
-	r := describe(s, args, environ, uid)
+	r := describe(s, args, environ, uid, argv)
 	if problem != 0 {
 		r.Invocation.ExecError = errnoName(problem)
 	}
@@ -374,6 +374,7 @@ func encode(r *record.Record, environ []string) []byte {
 		inv.Truncated = true
 		inv.Images = inv.Images[:min(len(inv.Images), limit/16)]
 		inv.Flags = inv.Flags[:min(len(inv.Flags), limit/4)]
+		inv.Argv = firstBytes(inv.Argv, 8*limit)
 		inv.Cwd = record.Clean(inv.Cwd, limit)
 		line = record.Append(line[:0], r)
 	}
@@ -381,7 +382,7 @@ func encode(r *record.Record, environ []string) []byte {
 }
 
 // describe makes the record of one call.
-func describe(s self, args, environ []string, uid int) *record.Record {
+func describe(s self, args, environ []string, uid int, argv bool) *record.Record {
 	now := time.Now()
 	inv := &record.Invocation{
 		Tool:     record.Clean(s.tool, 64),
@@ -402,7 +403,7 @@ func describe(s self, args, environ []string, uid int) *record.Record {
 	}
 	scrub := scrubber{environ: environ}
 	describeEnviron(r, environ, &scrub)
-	describeArgs(inv, args, &scrub)
+	describeArgs(inv, args, &scrub, argv)
 	if inv.Daemon == "" {
 		inv.Daemon = "default"
 	}
@@ -459,25 +460,25 @@ func relative(workspace, wd string, scrub *scrubber) string {
 		return "."
 	}
 	rest, ok := strings.CutPrefix(wd, workspace+"/")
-	if !ok || !scrub.keep(rest) {
+	if !ok || !scrub.keepText(rest) {
 		return ""
 	}
 	return rest
 }
 
-// describeArgs reads the command line. Where that fails, only the number of
-// arguments is kept (rule R12).
-func describeArgs(inv *record.Invocation, args []string, scrub *scrubber) {
+// describeArgs reads the command line, and with argv keeps the redacted whole of it.
+// Where that fails, or would take too long, only the number of arguments is kept (rule R12).
+func describeArgs(inv *record.Invocation, args []string, scrub *scrubber, argv bool) {
 	defer func() {
-		if recover() != nil {
+		if recover() != nil || scrub.tired {
 			*inv = record.Invocation{Tool: inv.Tool, Argc: inv.Argc, PID: inv.PID, PPID: inv.PPID, UID: inv.UID, MonoNS: inv.MonoNS, Redaction: "failed"}
 		}
 	}()
 	if len(args) == 0 {
 		return
 	}
-	c := parse(args[1:], scrub.keep)
-	inv.Command, inv.Images, inv.Flags = c.command, c.images, c.flags
+	c := describeCommand(inv.Tool, args[1:], scrub, argv)
+	inv.Command, inv.Images, inv.Flags, inv.Argv = c.command, c.images, c.flags, c.argv
 	inv.Platform, inv.Target, inv.Truncated = c.platform, c.target, c.clipped
 	if c.daemon != "" {
 		inv.Daemon = c.daemon

@@ -3,8 +3,10 @@ package wrapper
 import (
 	"bufio"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"reflect"
@@ -14,68 +16,124 @@ import (
 
 	"github.com/distribution/reference"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
 // describeLine returns the line that the shim would write for a call.
 func describeLine(t testing.TB, args, environ []string) (string, record.Invocation) {
 	t.Helper()
-	r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001)
+	return describeWith(args, environ, false)
+}
+
+// describeWith does so with or without the redacted command line.
+func describeWith(args, environ []string, argv bool) (string, record.Invocation) {
+	r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001, argv)
 	return string(encode(r, environ)), *r.Invocation
 }
 
-// TestRedactionCorpus runs the shared corpus of command lines that must not leak.
-// argv is read as the shim gets it; expect_images are what the docker CLI would send.
+// TestRedactionCorpus runs the shared corpus of command lines that must not leak, with
+// and without the redacted command line in the record. argv is read as the shim gets
+// it; expect_images are what the docker CLI would send.
 func TestRedactionCorpus(t *testing.T) {
-	file, err := os.Open("testdata/redaction-corpus.jsonl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 1<<20)
+	faults.Case(t, "SE-01")
 	n := 0
-	for lines.Scan() {
-		var c struct {
-			ID             string
-			Argv           []string
-			MustNotContain []string `json:"must_not_contain"`
-			ExpectCommand  string   `json:"expect_command"`
-			ExpectImages   []string `json:"expect_images"`
-			Env            map[string]string
-		}
-		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+	for _, name := range []string{"testdata/redaction-corpus.jsonl", "testdata/redaction-more.jsonl"} {
+		file, err := os.Open(name)
+		if err != nil {
 			t.Fatal(err)
 		}
-		n++
-		t.Run(c.ID, func(t *testing.T) {
-			var environ []string
-			for k, v := range c.Env {
-				environ = append(environ, k+"="+v)
+		defer file.Close()
+		lines := bufio.NewScanner(file)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			var c corpusCase
+			if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+				t.Fatalf("%s: %v: %s", name, err, lines.Text())
 			}
-			line, inv := describeLine(t, c.Argv, environ)
-			if inv.Command != c.ExpectCommand {
-				t.Errorf("command %q, want %q", inv.Command, c.ExpectCommand)
-			}
-			if !slices.Equal(inv.Images, c.ExpectImages) {
-				t.Errorf("images %q, want %q", inv.Images, c.ExpectImages)
-			}
-			for _, secret := range c.MustNotContain {
-				quoted, _ := json.Marshal(secret)
-				for _, form := range []string{secret, string(quoted[1 : len(quoted)-1]), base64.StdEncoding.EncodeToString([]byte(secret))} {
-					if strings.Contains(strings.TrimSuffix(line, "\n"), form) {
-						t.Errorf("leaked %q in %s", form, line)
-					}
-				}
-			}
-			if strings.Count(line, "\n") != 1 || !json.Valid([]byte(line)) {
-				t.Errorf("not one line of JSON: %q", line)
-			}
-		})
+			n++
+			t.Run(c.ID, c.check)
+		}
 	}
-	if n < 60 {
+	if n < 120 {
 		t.Errorf("only %d cases read", n)
 	}
+}
+
+// corpusCase is one line of the corpus.
+type corpusCase struct {
+	ID             string
+	Argv           []string
+	MustNotContain []string `json:"must_not_contain"`
+	MustContain    []string `json:"must_contain"` // of the redacted command line
+	ExpectCommand  string   `json:"expect_command"`
+	ExpectImages   []string `json:"expect_images"`
+	ExpectRedacted []string `json:"expect_redacted"`
+	Env            map[string]string
+}
+
+func (c corpusCase) check(t *testing.T) {
+	var environ []string
+	for k, v := range c.Env {
+		environ = append(environ, k+"="+v)
+	}
+	for _, argv := range []bool{false, true} {
+		line, inv := describeWith(c.Argv, environ, argv)
+		if inv.Command != c.ExpectCommand {
+			t.Errorf("command %q, want %q", inv.Command, c.ExpectCommand)
+		}
+		if !slices.Equal(inv.Images, c.ExpectImages) {
+			t.Errorf("images %q, want %q", inv.Images, c.ExpectImages)
+		}
+		for _, secret := range c.MustNotContain {
+			for _, form := range forms(secret) {
+				if strings.Contains(strings.TrimSuffix(line, "\n"), form) {
+					t.Errorf("leaked %q in %s", form, line)
+				}
+			}
+		}
+		if strings.Count(line, "\n") != 1 || !json.Valid([]byte(line)) {
+			t.Errorf("not one line of JSON: %q", line)
+		}
+		if !argv {
+			if inv.Argv != nil {
+				t.Errorf("argv %q is kept unasked", inv.Argv)
+			}
+			continue
+		}
+		if c.ExpectRedacted != nil && !slices.Equal(inv.Argv, c.ExpectRedacted) {
+			t.Errorf("redacted line\n got %q\nwant %q", inv.Argv, c.ExpectRedacted)
+		}
+		for _, kept := range c.MustContain {
+			if !strings.Contains(strings.Join(inv.Argv, " "), kept) {
+				t.Errorf("%q is gone from %q", kept, inv.Argv)
+			}
+		}
+	}
+}
+
+// forms are the ways in which a secret could stand in a record: as it is, escaped for
+// JSON or for a URL, as base64 in its three alignments, and as hexadecimal digits.
+func forms(secret string) []string {
+	quoted, _ := json.Marshal(secret)
+	all := []string{secret, string(quoted[1 : len(quoted)-1]), url.QueryEscape(secret), url.PathEscape(secret)}
+	if len(secret) < minNeedle {
+		return all
+	}
+	return append(append(all, hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret)))), base64Forms(secret)...)
+}
+
+// base64Forms are the digits that base64 of any text with the secret in it has, in both
+// alphabets: those of whole groups of three bytes.
+func base64Forms(secret string) (all []string) {
+	for shift := range 3 {
+		whole := secret[shift:]
+		whole = whole[:len(whole)/3*3]
+		if len(whole) >= minNeedle {
+			all = append(all, base64.StdEncoding.EncodeToString([]byte(whole)), base64.URLEncoding.EncodeToString([]byte(whole)))
+		}
+	}
+	return all
 }
 
 // TestCommandsAgainstTheCLI compares the parser with what docker/cli's own command
@@ -109,7 +167,7 @@ func TestCommandsAgainstTheCLI(t *testing.T) {
 				continue // plugins have a table of their own here
 			}
 		}
-		got := parse(c.Argv, func(string) bool { return true })
+		got := parse(c.Argv, &scrubber{}, false)
 		if got.command != want {
 			t.Errorf("%q: command %q, want %q", c.Argv, got.command, want)
 		}
@@ -148,7 +206,7 @@ func TestWhatIsKeptOfACommandLine(t *testing.T) {
 		{"an unknown flag with its value does not", "run --brand-new=1 alpine sh", call{command: "run", flags: []string{"--?"}, images: []string{"alpine"}}},
 		{"an unknown command keeps its name alone", "frobnicate --token x alpine", call{command: "frobnicate"}},
 		{"a word that is no command name is not kept", "HUNTER2 x", call{}},
-		{"the path ends where the words end", "compose -f a.yml up -d web", call{command: "compose up", flags: []string{"-f", "--?"}}},
+		{"the path ends where the words end", "compose -f a.yml up -d web", call{command: "compose up", flags: []string{"-f", "-d"}}},
 		{"the host's class, not its address", "-H tcp://10.0.0.1:2375 ps", call{command: "ps", flags: []string{"-H"}, daemon: "tcp"}},
 		{"ssh in one word", "-Hssh://me@host ps", call{command: "ps", flags: []string{"-H"}, daemon: "ssh"}},
 		{"a context", "-c prod run -c 5 img", call{command: "run", flags: []string{"-c", "-c"}, images: []string{"img"}, daemon: "context"}},
@@ -162,7 +220,7 @@ func TestWhatIsKeptOfACommandLine(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := scrubber{}
-			if got := parse(strings.Fields(test.args), s.keep); !reflect.DeepEqual(got, test.want) {
+			if got := parse(strings.Fields(test.args), &s, false); !reflect.DeepEqual(got, test.want) {
 				t.Errorf("%s\n got %+v\nwant %+v", test.args, got, test.want)
 			}
 		})
@@ -245,7 +303,7 @@ func TestEntropyTellsKeysFromNames(t *testing.T) {
 		"registry.example.com/team/" + "aB3dE6gH9jK2mN5pQ8rS" + "vX" + ":v1":      true,
 		"123456789012.dkr.ecr.eu-central-1.amazonaws.com/backend/payments:abc123": false,
 	} {
-		if highEntropy(s) != want {
+		if (randomRuns(s, false) != nil) != want {
 			t.Errorf("%s: got %v", s, !want)
 		}
 	}
@@ -320,28 +378,31 @@ func BenchmarkWorstCase(b *testing.B) {
 		hostile = append(hostile, fmt.Sprintf("S%d_TOKEN=secret-%d-value", i, i))
 	}
 	hostile = append(hostile, "BIG_TOKEN="+strings.Repeat("x y\n", 1<<18), "LONG_SECRET="+strings.Repeat("x", 1<<20))
-	b.Run("secrets-2048KiB", func(b *testing.B) {
-		args := []string{"docker", "rmi"}
-		for i := range 256 {
-			args = append(args, fmt.Sprintf("registry.example.com/image-%d", i))
-		}
-		for b.Loop() {
-			r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, hostile, 1001)
-			encode(r, hostile)
-		}
-	})
-	for _, size := range []int{64 << 10, 256 << 10, 2 << 20} {
-		for name, word := range map[string]string{"images": "registry.example.com/" + strings.Repeat("a/", 90) + "a", "flags": "--force", "clusters": "-fffffff", "noise": strings.Repeat("\xff", 100)} {
+	for _, argv := range []bool{false, true} {
+		suffix := map[bool]string{true: "-argv"}[argv]
+		b.Run("secrets-2048KiB"+suffix, func(b *testing.B) {
 			args := []string{"docker", "rmi"}
-			for n := 0; n < size; n += len(word) + 1 {
-				args = append(args, word)
+			for i := range 256 {
+				args = append(args, fmt.Sprintf("registry.example.com/image-%d", i))
 			}
-			b.Run(fmt.Sprintf("%s-%dKiB", name, size>>10), func(b *testing.B) {
-				for b.Loop() {
-					r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001)
-					encode(r, environ)
+			for b.Loop() {
+				r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, hostile, 1001, argv)
+				encode(r, hostile)
+			}
+		})
+		for _, size := range []int{64 << 10, 256 << 10, 2 << 20} {
+			for name, word := range map[string]string{"images": "registry.example.com/" + strings.Repeat("a/", 90) + "a", "flags": "--force", "clusters": "-fffffff", "noise": strings.Repeat("\xff", 100)} {
+				args := []string{"docker", "rmi"}
+				for n := 0; n < size; n += len(word) + 1 {
+					args = append(args, word)
 				}
-			})
+				b.Run(fmt.Sprintf("%s-%dKiB%s", name, size>>10, suffix), func(b *testing.B) {
+					for b.Loop() {
+						r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001, argv)
+						encode(r, environ)
+					}
+				})
+			}
 		}
 	}
 }
@@ -352,7 +413,7 @@ func BenchmarkDescribe(b *testing.B) {
 	environ = append(environ, "GITHUB_REPOSITORY=octo-org/octo-repo", "GITHUB_RUN_ID=1", "GITHUB_TOKEN=ghs_xxxxxxxxxxxxxxxxxxxx", "DB_PASSWORD=correct horse")
 	b.ReportAllocs()
 	for b.Loop() {
-		r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001)
+		r := describe(self{path: "/usr/bin/docker", tool: "docker"}, args, environ, 1001, false)
 		encode(r, environ)
 	}
 }
