@@ -479,18 +479,19 @@ func TestWhatIsNoRecordIsRefused(t *testing.T) {
 // The service's limit of 10 MB holds for a message and for a request.
 func TestLargeMessages(t *testing.T) {
 	f := newTopic(t)
-	large := func(id string, n int) sinks.Entry {
-		r := &record.Record{ID: id, Kind: record.KindLoss, Loss: &record.Loss{Detail: strings.Repeat("x", n)}}
-		return sinks.Entry{ID: id, Kind: r.Kind, Line: record.Append(nil, r)}
-	}
-	batch := []sinks.Entry{large("a", 4<<20), large("b", 4<<20), large("c", 11<<20), large("d", 4<<20)}
+	r := &record.Record{ID: "large", Kind: record.KindLoss, Loss: &record.Loss{Detail: strings.Repeat("x", 10<<20)}}
+	batch := append(load(0, 1), sinks.Entry{ID: r.ID, Kind: r.Kind, Line: record.Append(nil, r)})
 	err := f.open(t, "").Write(within(t), batch)
 	var refused *sinks.RefusedError
-	if !errors.As(err, &refused) || len(refused.Refused) != 1 || refused.Refused[0].Index != 2 || !strings.Contains(refused.Refused[0].Reason, "bytes") {
+	if !errors.As(err, &refused) || len(refused.Refused) != 1 || refused.Refused[0].Index != 1 || !strings.Contains(refused.Refused[0].Reason, "bytes") {
 		t.Errorf("got %v", err)
 	}
-	if got := f.ids(); !slices.Equal(got, []string{"a", "b", "d"}) || len(f.requests) != 2 {
-		t.Errorf("%q arrived in %d requests", got, len(f.requests))
+	if got := f.ids(); !slices.Equal(got, []string{batch[0].ID}) {
+		t.Errorf("%q arrived", got)
+	}
+	item := gcp.Item[*pubsubpb.PubsubMessage]{M: &pubsubpb.PubsubMessage{Data: make([]byte, 4<<20)}}
+	if n := new(sink).fits([]gcp.Item[*pubsubpb.PubsubMessage]{item, item, item}); n != 2 {
+		t.Errorf("a request would have %d messages of 4 MiB, want 2", n)
 	}
 }
 
