@@ -43,7 +43,6 @@ type Config struct {
 	RunnerLabels    []string          // labels or scale set of this runner, for ci.runner.labels
 	Sinks           []string          // URLs of sinks beside the journal
 	RecordArgv      bool              // keep the redacted command line too
-	RecordArgv      bool              // keep the redacted command line too
 	DockerHost      string            // the daemon whose events are recorded; "" asks the environment
 	EventLabels     []string          // container and image labels to keep
 	Statsd          string            // DogStatsD address; "" asks the environment, "off" sends nothing
@@ -71,8 +70,8 @@ func Default() Config {
 
 // Pin is a file that must be what it was when it was installed.
 type Pin struct {
-	SHA256 string // in hex
 	Path   string
+	SHA256 string // in hex
 }
 
 // Key describes one key of the file.
@@ -150,13 +149,12 @@ func Keys() []Key {
 				if err != nil || !isSHA256(sum) {
 					return errors.New("want the 64 hexadecimal digits of a SHA-256 and an absolute path")
 				}
-				c.Pins = append(c.Pins, Pin{sum, path})
+				c.Pins = append(c.Pins, Pin{Path: path, SHA256: sum})
 				return nil
 			},
 			func(*Config) string { return "" }},
 		list("runner_labels", "Labels or scale set of this runner, kept in each record.", func(c *Config) *[]string { return &c.RunnerLabels }),
 		list("sinks", "URLs of the sinks that get the records beside the journal, apart by spaces.", func(c *Config) *[]string { return &c.Sinks }),
-		boolean("record_argv", "`true` also keeps the redacted command line of each call (docs/redaction.md).", func(c *Config) *bool { return &c.RecordArgv }),
 		boolean("record_argv", "`true` also keeps the redacted command line of each call (docs/redaction.md).", func(c *Config) *bool { return &c.RecordArgv }),
 		str("docker_host", "The Docker daemon whose events are recorded; empty takes DOCKER_HOST or the default socket.", func(c *Config) *string { return &c.DockerHost }),
 		list("event_labels", "Container and image labels that event records keep.", func(c *Config) *[]string { return &c.EventLabels }),
