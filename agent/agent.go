@@ -141,6 +141,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	flush, cancel := context.WithTimeout(context.Background(), a.o.FlushTimeout)
 	defer cancel()
 	err := a.Flush(flush)
+	a.endWithJob()
 	stopSources()
 	sourcesDone.Wait()
 	err = errors.Join(err, a.flushSinks(flush)) // what the sources brought at their end
@@ -339,6 +340,21 @@ func (a *Agent) endAbandoned() {
 		a.log.Warn("cannot close the context of a job whose runner is gone", "job", c.Key, "error", err)
 	}
 	a.jobEnd(*c, hook.Abandoned)
+}
+
+// endWithJob closes the job that an agent of the hooks was started for, where it is
+// asked to stop before the job's end: the pod or the machine is going down, and no
+// job-completed hook may come.
+func (a *Agent) endWithJob() {
+	a.endAbandoned()
+	c := a.contexts.active()
+	if c == nil || !a.o.ExitOnJobEnd {
+		return
+	}
+	if err := a.o.Store.End(c.Key, hook.Shutdown, a.now()); err != nil {
+		a.log.Warn("cannot close the context of the running job", "job", c.Key, "error", err)
+	}
+	a.jobEnd(*c, hook.Shutdown)
 }
 
 // jobStart records that a job began. The id is derived, so that a second agent for
