@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/hook"
@@ -29,6 +31,8 @@ func (p *program) eventsCommand() *cli.Command {
 		Name: "events", Category: forRunner, Usage: "stream the Docker daemon's events alone, on any machine, to sinks and DogStatsD",
 		Description: `Needs no hook, no shim and no agent. It waits for a daemon that is not up,
 reconnects, and says which events were missed. It ends on SIGTERM, after a flush.
+Where another tallyman of this machine streams the same daemon, it says so and ends
+with exit code 0: every event would be counted twice.
 
 Examples:
   tallyman events | jq -c .event
@@ -47,6 +51,8 @@ Examples:
 				Usage: "begin at this `TIME` (10m, 2h, RFC 3339), as far as the daemon's 256 kept events reach back"},
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"TALLYMAN_EVENTS_STATE_DIR"}, TakesFile: true,
 				Usage: "keep cursors and what is not delivered in `FOLDER`, and go on there after a restart; without it nothing is remembered"},
+			&cli.BoolFlag{Name: "no-lock", EnvVars: []string{"TALLYMAN_NO_LOCK"},
+				Usage: "stream although another tallyman does; what both count is counted twice"},
 			&cli.StringFlag{Name: "config", EnvVars: []string{"TALLYMAN_CONFIG"}, TakesFile: true, Usage: "read the configuration from `FILE`"},
 		}, logFlags()...),
 		Action: p.events,
@@ -77,18 +83,60 @@ func (p *program) events(c *cli.Context) (err error) {
 	ctx, stop := context.WithCancel(c.Context)
 	defer stop()
 	s := &eventStream{log: log, host: hook.HostFromEnvironment(p.environ), stop: stop}
-	if err := s.open(ctx, state, cfg); err != nil {
-		return errors.Join(err, s.close())
+	err = s.open(ctx, state, cfg)
+	if err == nil {
+		p.warnOfContext(log, cfg.host)
+		o := events.Options{
+			Host: cfg.host, StatePath: filepath.Join(state, "events.json"), Since: since, Labels: cfg.labels, Logger: log,
+			LockDir: lockDir(cfg.runDir), Yield: true,
+		}
+		if c.Bool("no-lock") {
+			o.LockDir = ""
+		}
+		err = s.run(ctx, events.New(o))
 	}
-	streamer := events.New(events.Options{
-		Host: cfg.host, StatePath: filepath.Join(state, "events.json"), Since: since, Labels: cfg.labels, Logger: log,
-	})
-	return errors.Join(s.run(ctx, streamer), s.close())
+	if errors.Is(err, events.ErrStreamed) || errors.Is(err, journal.ErrLocked) {
+		// Whoever started this one wanted the events streamed, and they are.
+		fmt.Fprintf(p.stderr, "tallyman: %s; this one ends (--no-lock streams them twice)\n", report.Safe(err.Error()))
+		err = nil
+	}
+	return errors.Join(err, s.close())
+}
+
+// lockDir is where the streamers of one machine meet: the run folder, where this user
+// may write to it, else a folder of the user's own. "" means that there is none.
+func lockDir(runDir string) string {
+	if err := os.MkdirAll(runDir, 0o755); err == nil && unix.Access(runDir, unix.W_OK) == nil {
+		return runDir
+	}
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("tallyman-%d", os.Geteuid()))
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return ""
+	}
+	var st unix.Stat_t
+	if unix.Lstat(dir, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
+		return "" // somebody else made it
+	}
+	return dir
+}
+
+// warnOfContext says that a selected docker context is not followed: it stands in a
+// file that any job may change, and would choose whose events are recorded.
+func (p *program) warnOfContext(log *slog.Logger, host string) {
+	env := map[string]string{}
+	for _, entry := range p.environ {
+		name, value, _ := strings.Cut(entry, "=")
+		env[name] = value
+	}
+	if name := env["DOCKER_CONTEXT"]; host == "" && env["DOCKER_HOST"] == "" && name != "" && name != "default" {
+		log.Warn("the docker context is not followed; name its daemon with --host or DOCKER_HOST", "DOCKER_CONTEXT", name)
+	}
 }
 
 // eventsConfig is what the command takes from flags, else from the configuration.
 type eventsConfig struct {
 	host, statsd  string
+	runDir        string
 	sinks, labels []string
 	statsdTags    []string
 	segment, size int64
@@ -100,7 +148,7 @@ func (p *program) loadEventsConfig(c *cli.Context) (eventsConfig, error) {
 		return eventsConfig{}, err
 	}
 	e := eventsConfig{
-		host: cfg.DockerHost, statsd: cfg.Statsd, labels: cfg.EventLabels, statsdTags: cfg.StatsdTags,
+		runDir: cfg.RunDir, host: cfg.DockerHost, statsd: cfg.Statsd, labels: cfg.EventLabels, statsdTags: cfg.StatsdTags,
 		segment: cfg.SegmentMaxBytes, size: cfg.JournalMaxBytes, sinks: []string{"stdout:"},
 	}
 	for flag, field := range map[string]*string{"host": &e.host, "statsd": &e.statsd} {
@@ -211,10 +259,19 @@ func (s *eventStream) run(ctx context.Context, streamer *events.Streamer) error 
 	err := streamer.Run(ctx, s.take)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
+	// At the same time: a dead one takes all of it, and the others must not wait.
+	results := make(chan error, len(s.pumps))
 	for _, p := range s.pumps {
-		if !p.sink.gone.Load() {
-			err = errors.Join(err, p.Flush(flush))
-		}
+		go func() {
+			if p.sink.gone.Load() {
+				results <- nil
+			} else {
+				results <- p.Flush(flush)
+			}
+		}()
+	}
+	for range s.pumps {
+		err = errors.Join(err, <-results)
 	}
 	stopPumps()
 	work.Wait()
