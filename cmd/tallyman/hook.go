@@ -81,9 +81,19 @@ func (p *program) hookOptions(c *cli.Context) (hook.Options, error) {
 			return client, nil
 		},
 		SummaryMarkdown: func(ctx context.Context, job hook.Context) (string, error) { return jobSummary(ctx, cfg, job) },
+		Pins:            pins(cfg),
 		Out:             p.stdout,
 		Logger:          slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}, nil
+}
+
+// pins are the files whose content the configuration fixes.
+func pins(cfg config.Config) []hook.Pin {
+	var all []hook.Pin
+	for _, p := range cfg.Pins {
+		all = append(all, hook.Pin(p))
+	}
+	return all
 }
 
 // jobSummary describes one job from the journal. The tracking id tells it from the
