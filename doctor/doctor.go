@@ -64,6 +64,8 @@ type Input struct {
 	// AgentConfig is the file that the agent would read where ConfigPath is empty; ""
 	// where that is the shim's too.
 	AgentConfig string
+	// Program is the path of the tallyman command, whose owner is looked at; "" looks at none.
+	Program string
 	// RunDir and StateDir override the configuration's where they are not empty.
 	RunDir, StateDir string
 	// OffPath is the kill switch; "" is config.OffPath.
@@ -127,6 +129,7 @@ func Run(ctx context.Context, in Input) *Report {
 		x.cfg.StateDir = in.StateDir
 	}
 	x.realBinary()
+	x.installed()
 	x.switches()
 	x.hooks()
 	x.runDir()

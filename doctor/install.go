@@ -254,6 +254,28 @@ func (x *examination) realBinary() {
 	}
 }
 
+// installed checks who may replace the program that the hooks start, and the files
+// that the configuration pins.
+func (x *examination) installed() {
+	if x.in.Program != "" {
+		if err := hook.CheckOwned(x.in.Program); err != nil {
+			x.add(Warn, "program owner", err.Error(), "a job could put its own program there for the hooks of the next: let root own it and the folders above it")
+		}
+	}
+	if len(x.cfg.Pins) == 0 {
+		return
+	}
+	var all []hook.Pin
+	for _, p := range x.cfg.Pins {
+		all = append(all, hook.Pin(p))
+	}
+	if problems := hook.CheckPins(all); len(problems) > 0 {
+		x.add(Fail, "pinned files", strings.Join(problems, "; "), "find out who changed them, and install them again; after an upgrade of your own, pin what sha256sum prints now")
+		return
+	}
+	x.ok("pinned files", "%d files are what was installed", len(all))
+}
+
 func sameFile(a, b string) bool {
 	sa, errA := os.Stat(a)
 	sb, errB := os.Stat(b)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -33,6 +34,9 @@ Examples:
 				Environ: p.environ, ConfigPath: c.String("config"), Timeout: c.Duration("timeout"), AgentConfig: configPath(c),
 				RunDir: c.String("run-dir"), StateDir: c.String("state-dir"),
 				Agent: askAgent, Sink: func(raw string) error { _, err := sinks.Parse(raw, schemes()...); return err },
+			}
+			if exe, err := os.Executable(); err == nil {
+				in.Program = exe
 			}
 			r := doctor.Run(c.Context, in)
 			write := r.Terminal

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/agent"
+	"github.com/tallyman-ci/tallyman/hook"
 	"github.com/tallyman-ci/tallyman/report"
 	"github.com/tallyman-ci/tallyman/sinks"
 )
@@ -51,6 +52,7 @@ func (p *program) status(c *cli.Context) error {
 	case err != nil:
 		return err
 	}
+	s.Problems = append(s.Problems, hook.CheckPins(pins(cfg))...)
 	if c.Bool("json") {
 		data, err := json.MarshalIndent(s, "", "  ")
 		if err != nil {
