@@ -75,7 +75,7 @@ func (r *rig) ends(ctx context.Context) (Ends, Check) {
 				end.Signal != 0 && int(end.Signal) != int(o.status.Signal()) {
 				return "", fmt.Errorf("a command ended with %s, and the record says exit code %v, signal %d", o, end.ExitCode, end.Signal)
 			}
-			if d := time.Duration(end.DurationNS); end.Source != "unknown" && (d < 50*time.Millisecond || d > o.took+hang) {
+			if d := time.Duration(end.DurationNS); end.Source != "unknown" && (d < 50*time.Millisecond || d > o.took+patience) {
 				return "", fmt.Errorf("a command that took %v is recorded with %v", o.took, d)
 			}
 			e.Duration = e.Duration || end.DurationNS > 0

@@ -56,7 +56,7 @@ func (r *rig) newJob(lines ...string) (*hookJob, error) {
 
 // hook runs one of the hooks, which must exit 0 with one line at most.
 func (j *hookJob) hook(ctx context.Context, name string, env ...string) (outcome, error) {
-	o, err := j.r.do(ctx, call{path: j.r.o.Tallyman, args: []string{"tallyman", "hook", name}, env: append(j.env[:len(j.env):len(j.env)], env...), dir: "/"})
+	o, err := j.r.do(ctx, call{path: j.r.tallyman, args: []string{"tallyman", "hook", name}, env: append(j.env[:len(j.env):len(j.env)], env...), dir: "/"})
 	if err == nil && o.status != 0 {
 		err = fmt.Errorf("%s: %s", name, o)
 	}
@@ -86,7 +86,7 @@ func (j *hookJob) pid(ctx context.Context) (pid int, err error) {
 // end closes the job and waits until the agent is gone: it was started detached, so it
 // is nobody's child.
 func (j *hookJob) end() {
-	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		left := j.agents()
@@ -145,7 +145,7 @@ func hookFailures(ctx context.Context, r *rig) (string, error) {
 			return "", err
 		}
 		for _, hook := range []string{"job-started", "job-completed"} {
-			o, err := r.do(ctx, call{path: r.o.Tallyman, args: []string{"tallyman", "hook", hook}, env: j.env, dir: "/"})
+			o, err := r.do(ctx, call{path: r.tallyman, args: []string{"tallyman", "hook", hook}, env: j.env, dir: "/"})
 			if err == nil && o.status != 0 {
 				err = errors.New(o.String())
 			}
@@ -317,7 +317,7 @@ func hookCommands(ctx context.Context, r *rig) (string, error) {
 		return "", err
 	}
 	for _, hook := range []string{"job-started", "job-completed"} {
-		o, err := r.do(ctx, call{path: r.o.Tallyman, args: []string{"tallyman", "hook", hook}, env: append(bad.env[:len(bad.env):len(bad.env)], env...), dir: "/"})
+		o, err := r.do(ctx, call{path: r.tallyman, args: []string{"tallyman", "hook", hook}, env: append(bad.env[:len(bad.env):len(bad.env)], env...), dir: "/"})
 		out := o.stdout + o.stderr
 		if err == nil && (o.status != 0 || strings.Count(out, "\n") > 1 || strings.HasPrefix(out, "::") || strings.Contains(out, "\r")) {
 			err = fmt.Errorf("%s: %s", hook, o)

@@ -36,11 +36,13 @@ func (p *Page) Text(w io.Writer) error {
 	for _, row := range p.head() {
 		line("  %-9s %s", row[0], row[1])
 	}
-	title("What this kernel tells of the end of a command")
-	line("  %s (%s)", p.Ends.Detail, p.Ends.Rung)
-	title("What is degraded here")
-	if len(p.Degraded) == 0 {
-		line("  nothing")
+	if p.Ends.Rung != "" {
+		title("What this kernel tells of the end of a command")
+		line("  %s (%s)", p.Ends.Detail, p.Ends.Rung)
+		title("What is degraded here")
+		if len(p.Degraded) == 0 {
+			line("  nothing")
+		}
 	}
 	for _, d := range p.Degraded {
 		line("  %s", d.What)
@@ -50,8 +52,10 @@ func (p *Page) Text(w io.Writer) error {
 		b.WriteString("\n")
 		p.Latency.text(&b)
 	}
-	title("Transparency: what a program sees, directly and through the shim")
-	line("  %s", p.transparencyLine())
+	if len(p.Transparency.Ways) > 0 {
+		title("Transparency: what a program sees, directly and through the shim")
+		line("  %s", p.transparencyLine())
+	}
 	for _, d := range p.Transparency.Differences {
 		line("  %s: %s: directly %s, through the shim %s: %s", d.Way, d.Name, d.Direct, d.Through, d.why())
 	}
@@ -87,11 +91,16 @@ func (p *Page) Markdown(w io.Writer) error {
 	for _, r := range p.head() {
 		row(r[0], r[1])
 	}
-	row("ends of commands", fmt.Sprintf("%s (%s)", p.Ends.Detail, p.Ends.Rung))
+	if p.Ends.Rung != "" {
+		row("ends of commands", fmt.Sprintf("%s (%s)", p.Ends.Detail, p.Ends.Rung))
+	}
 	b.WriteString("\n## Degraded here\n\n")
-	if len(p.Degraded) == 0 {
+	switch {
+	case p.Ends.Rung == "":
+		b.WriteString("Not asked.\n")
+	case len(p.Degraded) == 0:
 		b.WriteString("Nothing.\n")
-	} else {
+	default:
 		table("what", "why")
 		for _, d := range p.Degraded {
 			row(d.What, d.Why)
@@ -142,13 +151,17 @@ func (p *Page) verdict() string {
 
 func (p *Page) head() [][2]string {
 	m := p.Machine
-	return [][2]string{
+	all := [][2]string{
 		{"version", fmt.Sprintf("%s, commit %s", p.Version, p.Commit)},
 		{"time", p.Time.Format(time.RFC3339)},
 		{"machine", fmt.Sprintf("Linux %s, %s, %d processors, load %s, uid %d", m.Kernel, m.Arch, m.CPUs, m.Load, m.UID)},
 		{"shim", fmt.Sprintf("%s, %d bytes, SHA-256 %s", p.Shim.Path, p.Shim.Bytes, p.Shim.SHA256)},
 		{"tested", fmt.Sprintf("a copy of it in %s (%s), socket and append files in %s (%s), removed again", m.Dir, m.DirFS, m.RunDir, m.RunFS)},
 	}
+	if len(p.Only) > 0 {
+		all = append(all, [2]string{"only", strings.Join(p.Only, " ")})
+	}
+	return all
 }
 
 func (p *Page) transparencyLine() string {

@@ -27,18 +27,23 @@ import (
 
 // hang is when a call counts as one that does not come back. The promise is 50 ms; a
 // machine that is busy with a job must not look like a defect.
-const hang = 10 * time.Second
+const hang = 5 * time.Second
+
+// patience is how long something of ours may take that no command waits for: an agent's
+// start, a record's way into the journal.
+const patience = 30 * time.Second
 
 // rig is the temporary installation.
 type rig struct {
-	o    Options
-	dir  string // programs and state
-	runs string // sockets and spools: on tmpfs where there is one
-	shim string // the copy
-	sh   string // a shell
-	off  string // why this machine records nothing, "" where it does
-	env  []string
-	next int // number of the next place
+	o        Options
+	dir      string // programs and state
+	runs     string // sockets and spools: on tmpfs where there is one
+	shim     string // the copy
+	tallyman string // this program, or a copy of it
+	sh       string // a shell
+	off      string // why this machine records nothing, "" where it does
+	env      []string
+	next     int // number of the next place
 
 	mu     sync.Mutex
 	agents []*agentProcess
@@ -81,6 +86,9 @@ func (r *rig) makeFolders() error {
 			err = copyProgram(r.o.Shim, filepath.Join(dir, "docker-shim"))
 		}
 		if err == nil {
+			err = r.ownTallyman(dir)
+		}
+		if err == nil {
 			r.dir, r.shim = dir, filepath.Join(dir, "docker-shim")
 			break
 		}
@@ -107,6 +115,21 @@ func (r *rig) makeFolders() error {
 		return fmt.Errorf("the name of %s is too long for the agent's socket: name a shorter folder with --dir", r.runs)
 	}
 	return nil
+}
+
+// ownTallyman sees to a program that trusts our configuration: it takes one only from
+// root or from the program's own owner.
+func (r *rig) ownTallyman(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(r.o.Tallyman, &st); err != nil {
+		return err
+	}
+	r.tallyman = r.o.Tallyman
+	if uid := os.Getuid(); uid == 0 || uid == int(st.Uid) {
+		return nil
+	}
+	r.tallyman = filepath.Join(dir, "tallyman")
+	return copyProgram(r.o.Tallyman, r.tallyman)
 }
 
 // folder makes a folder of our own in place, without a symbolic link in its path: the
@@ -366,8 +389,10 @@ type agentProcess struct {
 // agent starts the agent of a place and waits until it listens.
 func (p *place) agent(ctx context.Context) (*agentProcess, error) {
 	a := &agentProcess{done: make(chan struct{}), log: filepath.Join(p.state, "agent.log")}
-	cmd := exec.Command(p.r.o.Tallyman, "agent", "--no-events", "--config", p.conf, "--log", a.log, "--log-level", "debug")
+	cmd := exec.Command(p.r.tallyman, "agent", "--no-events", "--config", p.conf, "--log", a.log, "--log-level", "debug")
 	cmd.Env, cmd.Dir = p.r.env, "/"
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	// The signal at the parent's death is tied to the thread that forked (prctl(2)): that
 	// thread stays until the agent has ended. Setsid: Ctrl-C is for us, who end it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
@@ -393,7 +418,7 @@ func (p *place) agent(ctx context.Context) (*agentProcess, error) {
 		select {
 		case <-a.done:
 			log, _ := os.ReadFile(a.log)
-			return fatal{fmt.Errorf("the temporary agent ended: %s", short(string(log)))}
+			return fatal{fmt.Errorf("the temporary agent ended: %s %s", short(stderr.String()), short(string(log)))}
 		default:
 		}
 		_, err := os.Lstat(filepath.Join(p.run, "agent.sock"))
@@ -414,7 +439,7 @@ func (a *agentProcess) stop() error {
 	select {
 	case <-a.done:
 		return nil
-	case <-time.After(hang):
+	case <-time.After(patience):
 	}
 	syscall.Kill(a.pid, syscall.SIGKILL)
 	<-a.done
@@ -424,9 +449,9 @@ func (a *agentProcess) stop() error {
 // fatal ends a wait.
 type fatal struct{ error }
 
-// wait asks until there is no error, for at most hang.
+// wait asks until there is no error, for at most patience.
 func wait(ctx context.Context, ask func() error) error {
-	for deadline := time.Now().Add(hang); ; {
+	for deadline := time.Now().Add(patience); ; {
 		err := ask()
 		var f fatal
 		switch {
@@ -437,7 +462,7 @@ func wait(ctx context.Context, ask func() error) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case time.Now().After(deadline):
-			return fmt.Errorf("after %v: %w", hang, err)
+			return fmt.Errorf("after %v: %w", patience, err)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

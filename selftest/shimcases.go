@@ -336,12 +336,12 @@ func fileSizeLimit(ctx context.Context, r *rig) (string, error) {
 func noDescriptor(ctx context.Context, r *rig) (string, error) {
 	// A tool that is linked dynamically could not start either; this program can. It
 	// stands beside the shim: without a descriptor no configuration can be read.
-	p, err := r.newPlace(r.o.Tallyman)
+	p, err := r.newPlace(r.tallyman)
 	if err != nil {
 		return "", err
 	}
 	p.real = p.docker + ".original"
-	if err := errors.Join(p.configure(), os.Symlink(r.o.Tallyman, p.real)); err != nil {
+	if err := errors.Join(p.configure(), os.Symlink(r.tallyman, p.real)); err != nil {
 		return "", err
 	}
 	o, err := p.unharmed(ctx, func(c *call) {
@@ -384,12 +384,12 @@ func signals(ctx context.Context, r *rig) (string, error) {
 	}
 	tried := 0
 	for sig := 1; sig <= 64; sig++ {
+		if stops(sig) {
+			continue
+		}
 		args := []string{"sh", "-c", fmt.Sprintf("ulimit -c 0; kill -%d $$; exit 0", sig)}
 		direct, err := r.do(ctx, call{path: r.sh, args: args, dir: p.dir})
 		if err != nil {
-			if ctx.Err() == nil && stops(sig) {
-				continue
-			}
 			return "", err
 		}
 		through, err := r.do(ctx, call{path: p.docker, args: args, dir: p.dir})

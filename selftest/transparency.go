@@ -57,7 +57,7 @@ func starts() []start {
 		{name: "no environment", argv0: "docker", env: []string{}},
 		{name: "1.5 MB of arguments", argv0: "docker", args: strings.Split(strings.Repeat(strings.Repeat("x", 100_000)+" ", 15), " ")},
 		{name: "umask, limits, nice, affinity, timer slack, no_new_privs", argv0: "docker", launch: "attributes"},
-		{name: "a working folder that is gone", argv0: "docker", launch: "gone"},
+		{name: "a working folder that is gone", argv0: "docker", launch: "gone", files: goneFolder},
 		{name: "a session of its own", argv0: "docker", attr: syscall.SysProcAttr{Setsid: true}},
 		{name: "a process group of its own", argv0: "docker", attr: syscall.SysProcAttr{Setpgid: true}},
 		{name: "parent-death signal", argv0: "docker", attr: syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}},
@@ -82,6 +82,20 @@ func openDescriptors(dir string) ([]*os.File, error) {
 		_, err = file.Seek(42, 0)
 	}
 	return []*os.File{null, null, null, nil, null, nil, file}, err
+}
+
+// goneFolder has a removed folder at 3.
+func goneFolder(dir string) ([]*os.File, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	gone := filepath.Join(dir, "gone")
+	if err := os.Mkdir(gone, 0o755); err != nil {
+		return []*os.File{null}, err
+	}
+	folder, err := os.Open(gone)
+	return []*os.File{null, null, null, folder}, errors.Join(err, os.Remove(gone))
 }
 
 // terminal is a new pseudo terminal; its other side is the last file, which the probe
@@ -129,7 +143,7 @@ func (r *rig) transparency(ctx context.Context) (Transparency, Check) {
 	t := Transparency{Ways: []string{}, Differences: []Difference{}}
 	c := Check{ID: "transparency", Injected: "a probe, started in many ways, directly and through the shim", Promised: "it sees the same: SH-31, SH-40, SH-41, SH-42 and more"}
 	c.run(func() (string, error) {
-		p, err := r.newPlace(r.o.Tallyman)
+		p, err := r.newPlace(r.tallyman)
 		if err != nil {
 			return "", err
 		}
@@ -243,7 +257,7 @@ func (r *rig) see(ctx context.Context, p *place, path string, s start, files []*
 	program := path
 	if s.launch != "" {
 		argv = append(append([]string{"launcher"}, r.o.Probe...), append([]string{"launch", s.launch, path}, argv...)...)
-		program = r.o.Tallyman
+		program = r.tallyman
 	}
 	attr := &os.ProcAttr{Dir: p.dir, Env: s.env, Sys: &s.attr, Files: files}
 	if s.env == nil {
@@ -335,9 +349,10 @@ func launch(what, path string, argv []string) error {
 			}
 		}
 	case "gone":
-		if err := errors.Join(os.Mkdir("gone", 0o755), os.Chdir("gone"), os.Remove("../gone")); err != nil {
+		if err := unix.Fchdir(3); err != nil {
 			return err
 		}
+		unix.CloseOnExec(3)
 	}
 	return syscall.Exec(path, argv, os.Environ())
 }

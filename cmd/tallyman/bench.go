@@ -42,7 +42,7 @@ Examples:
 				Duration: c.Duration("duration"), Rounds: c.Int("rounds"), Command: c.Args().Slice(),
 			})
 			if err != nil {
-				return err
+				return interrupted(ctx, err)
 			}
 			write := figures.Text
 			if c.Bool("json") {

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,9 +55,11 @@ Examples:
   kubectl exec runner-pod -c runner -- tallyman selftest --json
   sudo tallyman selftest --thorough`,
 		Flags: append([]cli.Flag{
-			&cli.DurationFlag{Name: "duration", Category: "Measuring", EnvVars: []string{"TALLYMAN_SELFTEST_DURATION"}, Value: 10 * time.Second,
+			&cli.DurationFlag{Name: "duration", Category: "Checks", EnvVars: []string{"TALLYMAN_SELFTEST_DURATION"}, Value: 10 * time.Second,
 				Usage: "measure latency for this `LONG`; the checks take some seconds more"},
-			&cli.BoolFlag{Name: "thorough", Category: "Measuring", EnvVars: []string{"TALLYMAN_SELFTEST_THOROUGH"},
+			&cli.StringSliceFlag{Name: "only", Category: "Checks", EnvVars: []string{"TALLYMAN_SELFTEST_ONLY"},
+				Usage: "make only the check of this `ID`: shim, ends, transparency, latency, SH-36, ...; may be repeated"},
+			&cli.BoolFlag{Name: "thorough", Category: "Checks", EnvVars: []string{"TALLYMAN_SELFTEST_THOROUGH"},
 				Usage: "also try what needs file systems of its own (root; in a mount namespace of its own)"},
 			&cli.BoolFlag{Name: "json", Category: "Output", EnvVars: []string{"TALLYMAN_SELFTEST_JSON"}, Usage: "write one JSON object"},
 			&cli.BoolFlag{Name: "markdown", Category: "Output", EnvVars: []string{"TALLYMAN_SELFTEST_MARKDOWN"}, Usage: "write GitHub Flavored Markdown"},
@@ -71,12 +75,18 @@ func (p *program) selftest(c *cli.Context) error {
 	case c.Bool("json") && c.Bool("markdown"):
 		return badUsage(c, "--json and --markdown: use one of them")
 	}
+	for _, id := range c.StringSlice("only") {
+		if !slices.Contains(selftest.IDs(), id) {
+			return badUsage(c, "--only %q: there are %s", id, strings.Join(selftest.IDs(), " "))
+		}
+	}
 	o, cfg, err := p.selftestOptions(c)
 	if err != nil {
 		return err
 	}
 	ctx, stop := untilHangup(c.Context)
 	defer stop()
+	o.Only = c.StringSlice("only")
 	if o.Thorough = c.Bool("thorough"); o.Thorough && os.Getenv(privateMounts) == "" {
 		return p.withPrivateMounts(ctx)
 	}
@@ -89,7 +99,7 @@ func (p *program) selftest(c *cli.Context) error {
 		fmt.Fprint(p.stderr, "\r\x1b[K")
 	}
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	write := page.Text
 	switch {
@@ -130,6 +140,14 @@ func (p *program) withPrivateMounts(ctx context.Context) error {
 // untilHangup also ends a test in order when its terminal goes away.
 func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
+}
+
+// interrupted says so where a test ended because it was told to.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return errors.New("interrupted")
+	}
+	return err
 }
 
 func (p *program) selftestOptions(c *cli.Context) (selftest.Options, config.Config, error) {
