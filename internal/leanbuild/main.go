@@ -87,8 +87,14 @@ var edits = []edit{
 	{
 		file: "runtime/signal_unix.go",
 		old:  "\tfor i := uint32(0); i < _NSIG; i++ {\n\t\tt := &sigtable[i]\n\t\tif t.flags == 0 || t.flags&_SigDefault != 0 {\n",
-		new:  "\tfor i := uint32(0); i < _NSIG; i++ {\n\t\tt := &sigtable[i]\n\t\tif i != _SIGSEGV && i != _SIGBUS && i != _SIGFPE {\n\t\t\tcontinue\n\t\t}\n\t\tif t.flags == 0 || t.flags&_SigDefault != 0 {\n",
+		new:  "\tfor i := uint32(0); i < _NSIG; i++ {\n\t\tt := &sigtable[i]\n\t\tif i != _SIGSEGV && i != _SIGBUS && i != _SIGFPE || getsig(i) == _SIG_IGN {\n\t\t\tcontinue\n\t\t}\n\t\tif t.flags == 0 || t.flags&_SigDefault != 0 {\n",
 		why:  "a handler turns an ignored signal into a default one in the command that is executed; faults stay panics, so that a defect in the recording code can be recovered",
+	},
+	{
+		file: "runtime/signal_unix.go",
+		old:  "func minitSignalMask() {\n",
+		new:  "func minitSignalMask() {\n\tif true {\n\t\treturn\n\t}\n",
+		why:  "the runtime unblocks the signals that it handles, and the command that is executed would find them unblocked, or lose one that was pending",
 	},
 }
 

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 func see(t *testing.T, script string, env ...string) State {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", script, "sh", os.Args[0]) // not bash, which sets the variable _
-	cmd.Env = append(os.Environ(), append(env, "PROBE_TEST=1")...)
+	cmd.Env = append(os.Environ(), append(env, "PROBE_TEST=1", "GORACE=atexit_sleep_ms=0")...)
 	out, err := cmd.Output()
 	var s State
 	if err == nil {
