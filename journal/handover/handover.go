@@ -332,14 +332,28 @@ func openAt2(path string, flags int, mode uint32) (int, error) {
 }
 
 // writeNoSignal writes with SIGXFSZ ignored: at RLIMIT_FSIZE the kernel sends it to
-// the writer, and it kills by default. The disposition is put back before exec.
+// the writer, and it kills by default. The disposition is put back before exec. To
+// ignore a signal also drops one that is pending: a caller's own stays, and is why
+// nothing is touched then (it is blocked, and kills nobody); one that comes of the
+// write while the caller blocks it is dropped afterwards.
 func writeNoSignal(fd int, b []byte) (int, error) {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit) == nil && limit.Cur == ^uint64(0) || isPending(syscall.SIGXFSZ) {
+		return syscall.Write(fd, b)
+	}
 	var ignore, old sigaction
 	ignore.handler = 1 // SIG_IGN
 	rtSigaction(syscall.SIGXFSZ, &ignore, &old)
 	n, err := syscall.Write(fd, b)
+	rtSigaction(syscall.SIGXFSZ, &ignore, nil)
 	rtSigaction(syscall.SIGXFSZ, &old, nil)
 	return n, err
+}
+
+func isPending(sig syscall.Signal) bool {
+	var set uint64
+	_, _, errno := syscall.RawSyscall(syscall.SYS_RT_SIGPENDING, uintptr(unsafe.Pointer(&set)), 8, 0)
+	return errno == 0 && set>>(sig-1)&1 == 1
 }
 
 // sigaction is the kernel's struct on amd64; on arm64, which has no restorer, the
