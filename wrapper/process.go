@@ -1,6 +1,10 @@
 package wrapper
 
-import "unsafe"
+import (
+	"strings"
+	"syscall"
+	"unsafe"
+)
 
 // What the kernel passed to this process, as the runtime copied it. The shim does
 // without package os, whose start-up each docker command would pay for, and without
@@ -21,6 +25,32 @@ func Environment() []string
 //
 //go:linkname getAuxv runtime.getAuxv
 func getAuxv() []uintptr
+
+// executedPath returns the absolute path by which this program was called. Links in it
+// stay: by a link's name one shim can stand for several tools, and the real tool stands
+// beside the link, however the caller wrote the path.
+func executedPath(args []string) string {
+	path := execFilename()
+	if path == "" && len(args) > 0 {
+		path = args[0]
+	}
+	if strings.HasPrefix(path, "/") {
+		// fexecve(3) calls by a descriptor. That is no place where a tool stands.
+		if !strings.HasPrefix(path, "/dev/fd/") && !strings.HasPrefix(path, "/proc/") {
+			return path
+		}
+	} else if wd, err := syscall.Getwd(); err == nil {
+		for strings.HasPrefix(path, "./") {
+			path = strings.TrimLeft(path[1:], "/")
+		}
+		return strings.TrimRight(wd, "/") + "/" + path
+	}
+	var buf [4096]byte
+	if n, err := syscall.Readlink("/proc/self/exe", buf[:]); err == nil && n > 0 {
+		return string(buf[:n])
+	}
+	return path
+}
 
 // execFilename returns AT_EXECFN, the path that execve(2) was called with.
 func execFilename() string {

@@ -144,21 +144,7 @@ type self struct {
 // it freely, and unlike /proc/self/exe it needs no /proc and keeps the name of a
 // link, by which one shim can stand for several tools.
 func findSelf(args []string) self {
-	var s self
-	s.path = execFilename()
-	if s.path == "" && len(args) > 0 {
-		s.path = args[0]
-	}
-	if !strings.HasPrefix(s.path, "/") {
-		// Called by a relative path, or through /dev/fd by fexecve(3): the file
-		// itself knows its place.
-		var buf [4096]byte
-		if n, err := syscall.Readlink("/proc/self/exe", buf[:]); err == nil && n > 0 {
-			s.path = string(buf[:n])
-		} else if wd, err := syscall.Getwd(); err == nil {
-			s.path = wd + "/" + s.path
-		}
-	}
+	s := self{path: executedPath(args)}
 	s.tool = s.path[strings.LastIndexByte(s.path, '/')+1:]
 	s.ok = syscall.Stat("/proc/self/exe", &s.st) == nil || syscall.Stat(s.path, &s.st) == nil
 	return s
