@@ -1,7 +1,16 @@
-// Command probe stands for the real docker in the tests of the shim.
+// Command probe stands for the real docker in the tests of the shim, and starts it in
+// odd ways:
+//
+//	probe [ARGS...]                        tell all that is seen of the start, as JSON
+//	probe exit N | kill N | tty            end with a code, by a signal, or talk to a terminal
+//	probe launch SETUP... -- PATH [ARGS]   set something up, see launch.go, and become PATH
+//
+// The state goes to standard output, or to the file that PROBE_OUT names.
 package main
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
 	"os"
 	"runtime"
@@ -9,57 +18,77 @@ import (
 	"strings"
 	"syscall"
 	"unsafe"
+
+	"github.com/tallyman-ci/tallyman/internal/probe"
 )
 
-// The parent-death signal belongs to the main thread.
-func init() { runtime.LockOSThread() }
+// lean is set by leanbuild: there is one thread then, and locking would start another.
+var lean string
 
-func main() { os.Exit(probe()) }
-
-func uintptrOf[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
-
-// probe tells on standard output all that a program can see of how it was started.
-func probe() int {
-	switch {
-	case len(os.Args) == 3 && os.Args[1] == "exit":
-		n, _ := strconv.Atoi(os.Args[2])
-		return n
-	case len(os.Args) == 3 && os.Args[1] == "kill":
-		n, _ := strconv.Atoi(os.Args[2])
-		// The default action must strike, whatever the Go runtime of the probe does.
-		self := os.Getpid()
-		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(n), uintptrOf(&[4]uint64{}), 0, 8, 0, 0)
-		syscall.Kill(self, syscall.Signal(n))
-		select {}
+// Many of the properties belong to the main thread.
+func init() {
+	if lean == "" {
+		runtime.LockOSThread()
 	}
-	fmt.Printf("args %q\n", os.Args)
-	env, _ := os.ReadFile("/proc/self/environ")
-	fmt.Printf("environ %q\n", env)
-	wd, err := os.Readlink("/proc/self/cwd")
-	fmt.Printf("cwd %q %v\n", wd, err)
-	status, _ := os.ReadFile("/proc/self/status")
-	for line := range strings.Lines(string(status)) {
-		for _, field := range []string{"Umask", "PPid", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "CapInh", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp:", "Cpus_allowed:"} {
-			if strings.HasPrefix(line, field) {
-				fmt.Print(line)
-			}
+}
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	if len(os.Args) >= 3 {
+		n, _ := strconv.Atoi(os.Args[2])
+		switch os.Args[1] {
+		case "exit":
+			return n
+		case "kill":
+			killSelf(n)
+		case "launch":
+			return launch(os.Args[2:])
 		}
 	}
-	fds, _ := os.ReadDir("/proc/self/fd")
-	for _, fd := range fds {
-		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
-		if err == nil && !strings.HasPrefix(target, "anon_inode") && !strings.HasPrefix(target, "/proc/") {
-			fmt.Printf("fd %s %s\n", fd.Name(), strings.TrimRight(target, "0123456789[]"))
+	if len(os.Args) == 2 && os.Args[1] == "tty" {
+		return talk()
+	}
+	return tell(probe.Collect())
+}
+
+func tell(s probe.State) int {
+	b, err := json.Marshal(s)
+	if err == nil {
+		if path := os.Getenv("PROBE_OUT"); path != "" {
+			err = os.WriteFile(path, b, 0o666)
+		} else {
+			_, err = os.Stdout.Write(append(b, '\n'))
 		}
 	}
-	limits, _ := os.ReadFile("/proc/self/limits")
-	fmt.Printf("%s", limits)
-	pgid, _ := syscall.Getpgid(0)
-	sid, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0)
-	fmt.Printf("leads group %v session %v\n", pgid == os.Getpid(), int(sid) == os.Getpid())
-	prio, _ := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
-	var pdeath int32
-	syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_GET_PDEATHSIG, uintptrOf(&pdeath), 0)
-	fmt.Printf("priority %d parent-death signal %d\n", prio, pdeath)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		return 99
+	}
 	return 0
+}
+
+// killSelf ends the process by signal n and its default action, whatever the runtime does
+// with it.
+func killSelf(n int) {
+	syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(n), uintptr(unsafe.Pointer(&[4]uint64{})), 0, 8, 0, 0)
+	set := uint64(1) << (n - 1)
+	const unblock = 1
+	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, unblock, uintptr(unsafe.Pointer(&set)), 0, 8, 0, 0)
+	syscall.Kill(syscall.Getpid(), syscall.Signal(n))
+	// The default action of a few signals is to do nothing.
+	os.Exit(0)
+}
+
+// talk answers each line on the terminal with the state, until "bye".
+func talk() int {
+	fmt.Println("ready", os.Getpid())
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if strings.TrimSpace(lines.Text()) == "bye" {
+			return 5
+		}
+		b, _ := json.Marshal(probe.Collect())
+		fmt.Printf("state %s\n", b)
+	}
+	return 6
 }
