@@ -108,11 +108,22 @@ func connect(ctx context.Context, d gcp.Dial, r resource) (connection, error) {
 	return connection{c, d.Principal(ctx), r.detect(ctx)}, nil
 }
 
+// sized is an entry with the most bytes that it can have in a request.
+type sized struct {
+	entry *loggingpb.LogEntry
+	bytes int
+}
+
+// growth is how much larger a row can be as a Struct. Measuring costs as much as
+// encoding, so it is left to rows that could come near a limit. The worst are numbers
+// of one digit: the 8 bytes of "uid":0, become 18.
+const growth = 3
+
 type sink struct {
 	logName string
 
 	client gcp.Lazy[connection]
-	box    gcp.Outbox[*loggingpb.LogEntry]
+	box    gcp.Outbox[sized]
 	rec    record.Record
 }
 
@@ -136,10 +147,10 @@ func (s *sink) Write(ctx context.Context, batch []sinks.Entry) error {
 			}
 		}
 	}
-	return s.box.Send(fits, func(items []gcp.Item[*loggingpb.LogEntry]) gcp.Answer {
+	return s.box.Send(fits, func(items []gcp.Item[sized]) gcp.Answer {
 		request := &loggingpb.WriteLogEntriesRequest{LogName: s.logName, Resource: c.resource, PartialSuccess: true}
 		for _, i := range items {
-			request.Entries = append(request.Entries, i.M)
+			request.Entries = append(request.Entries, i.M.entry)
 		}
 		_, err := c.WriteLogEntries(ctx, request)
 		return answer(err)
@@ -168,9 +179,9 @@ func answer(err error) gcp.Answer {
 }
 
 // entry is the log entry of a record. An error means that it will never be one.
-func (s *sink) entry(e sinks.Entry, where *monitoredres.MonitoredResource) (*loggingpb.LogEntry, error) {
+func (s *sink) entry(e sinks.Entry, where *monitoredres.MonitoredResource) (sized, error) {
 	if err := recordjson.Unmarshal(e.Line, &s.rec); err != nil {
-		return nil, err
+		return sized{}, err
 	}
 	r := &s.rec
 	entry := &loggingpb.LogEntry{
@@ -184,20 +195,23 @@ func (s *sink) entry(e sinks.Entry, where *monitoredres.MonitoredResource) (*log
 	for max := maxEntry; ; max /= 2 {
 		data, truncated, err := logform.Shrink(r, max)
 		if err != nil {
-			return nil, err
+			return sized{}, err
 		}
 		payload, err := payload(data, message)
 		if err != nil {
-			return nil, err
+			return sized{}, err
 		}
 		entry.Payload = &loggingpb.LogEntry_JsonPayload{JsonPayload: payload}
 		entry.Labels = map[string]string{}
 		for _, l := range logform.Labels(r, truncated || max < maxEntry) {
 			entry.Labels[l.Key] = l.Value
 		}
-		// As a Struct, a list of short strings takes more room than as JSON.
-		if proto.Size(entry) <= maxEntry {
-			return entry, nil
+		size := growth*len(data) + 4096 // labels and resource
+		if size > maxEntry {
+			size = proto.Size(entry)
+		}
+		if size <= maxEntry {
+			return sized{entry, size}, nil
 		}
 	}
 }
@@ -215,10 +229,10 @@ func payload(row []byte, message string) (*structpb.Struct, error) {
 }
 
 // fits says how many of the entries make one request.
-func fits(items []gcp.Item[*loggingpb.LogEntry]) int {
+func fits(items []gcp.Item[sized]) int {
 	size := 0
 	for i, item := range items {
-		if size += proto.Size(item.M) + 8; i > 0 && size > maxRequest {
+		if size += item.M.bytes + 8; i > 0 && size > maxRequest {
 			return i
 		}
 	}

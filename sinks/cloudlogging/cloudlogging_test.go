@@ -204,7 +204,7 @@ func idsOf(batch []sinks.Entry) []string {
 
 // A service that is killed on the way costs time and duplicates, and no entry.
 func TestNothingIsLostWhenTheServerIsKilled(t *testing.T) {
-	n := sinktest.Records(t, 12_000)
+	n := sinktest.Records(t, 6000)
 	server := sinktest.Launch(t, "logging")
 	run := sinktest.Run(t, nodeURL+server.Addr, n, server, Scheme())
 	var s sink
@@ -213,7 +213,7 @@ func TestNothingIsLostWhenTheServerIsKilled(t *testing.T) {
 		if err != nil {
 			panic(err)
 		}
-		return formOf(e)
+		return formOf(e.entry)
 	})
 	server.Tell(o)
 	sinktest.Check(t, "cloudlogging (local server)", run, o)

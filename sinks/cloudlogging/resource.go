@@ -28,7 +28,7 @@ const (
 )
 
 // detectTimeout bounds what the metadata server may take, all questions together.
-const detectTimeout = 5 * time.Second
+const detectTimeout = 3 * time.Second
 
 // resource is what the URL says of the monitored resource. What it leaves open is
 // asked of the environment and of the metadata server.
