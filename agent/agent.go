@@ -315,10 +315,14 @@ func (a *Agent) settleEvents(ctx context.Context) {
 // takeEvents stamps and journals a batch of the daemon's events. An error makes the
 // streamer keep the batch and try again.
 func (a *Agent) takeEvents(batch []*record.Record) error {
-	for _, r := range batch {
-		a.stampByTime(r)
+	arrivals := make([]arrival, len(batch))
+	for i, r := range batch {
+		arrivals[i] = arrival{r: r, share: a.stampByTime(r), limiter: a.intake.events}
+		if r.Kind != record.KindEvent {
+			arrivals[i].share = "" // losses of the stream
+		}
 	}
-	return a.intake.write(batch)
+	return a.intake.take(arrivals)
 }
 
 // announceActive writes the start of a job whose context was sealed before the agent

@@ -661,29 +661,41 @@ func startTicks(t *testing.T, pid int) uint64 {
 // TestEndByTheSocket: on a kernel without pidfds of peers, the command's end is the
 // end of file of the socket that it and its children hold.
 func TestEndByTheSocket(t *testing.T) {
-	pair := func() (int, int) {
+	r := start(t, options(t))
+	defer r.end()
+	for _, row := range []struct {
+		name   string
+		with   func(theirs int)
+		source string
+	}{
+		{"all copies are closed", func(theirs int) { unix.Close(theirs) }, sourceEOF},
+		{"the command writes into it", func(theirs int) { unix.Write(theirs, []byte("x")); unix.Close(theirs) }, sourceUnknown},
+	} {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fds[0], fds[1]
+		call := invocation(time.Now())
+		call.Invocation.MonoNS = monotonic()
+		time.AfterFunc(50*time.Millisecond, func() { row.with(fds[1]) })
+		r.agent.watchEOF(t.Context(), fds[0], call)
+		end := r.waitFor(1, row.name, func(rec *record.Record) bool { return rec.End != nil && rec.End.InvocationID == call.ID })[0].End
+		if end.Source != row.source || end.ExitCode != nil || (end.DurationNS >= 50e6) != (row.source == sourceEOF) {
+			t.Errorf("%s: end %+v", row.name, end)
+		}
 	}
-	ours, theirs := pair()
-	end := &record.End{Source: sourceUnknown}
-	started := monotonic()
-	other := theirs
-	time.AfterFunc(50*time.Millisecond, func() { unix.Close(other) })
-	watchEOF(t.Context(), ours, started, end)
-	if end.Source != sourceEOF || end.DurationNS < 50e6 || end.ExitCode != nil {
-		t.Errorf("end %+v", end)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	ours, theirs = pair()
-	defer unix.Close(theirs)
+	defer unix.Close(fds[1])
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	end = &record.End{Source: sourceUnknown}
-	watchEOF(ctx, ours, started, end)
-	if end.Source != sourceUnknown || end.DurationNS != 0 {
-		t.Errorf("the agent ended first: %+v", end)
+	call := invocation(time.Now())
+	r.agent.watchEOF(ctx, fds[0], call)
+	for _, rec := range r.records() {
+		if rec.End != nil && rec.End.InvocationID == call.ID {
+			t.Errorf("the agent ended first, and said of the command: %+v", rec.End)
+		}
 	}
 }

@@ -38,14 +38,14 @@ func BenchmarkTake(b *testing.B) {
 	b.Run("stamp", func(b *testing.B) {
 		for b.Loop() {
 			x := *r
-			a.stamp(&x)
+			a.stamp(&x, witness{latest: time.Now()})
 		}
 	})
 	b.Run("write", func(b *testing.B) {
 		for b.Loop() {
 			x := *r
 			x.ID = record.NewID(time.Now())
-			if err := a.intake.write([]*record.Record{&x}); err != nil {
+			if err := a.intake.take([]arrival{{r: &x}}); err != nil {
 				b.Fatal(err)
 			}
 		}

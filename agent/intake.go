@@ -1,15 +1,19 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/explain"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/record/recordjson"
 )
 
 const (
@@ -23,20 +27,25 @@ const (
 	retryEvery = time.Second
 )
 
-// intake is the one way into the journal: it drops doubles, completes records,
-// appends them and counts them.
+// intake is the one way into the journal: it drops doubles, holds back what is beyond a
+// job's share, completes records, appends them and counts them.
 type intake struct {
 	a *Agent
 
 	mu      sync.Mutex
-	seen    map[string]struct{}
+	seen    map[string]sender
 	order   []string // ring of the ids in seen
 	next    int
-	buf     []byte
+	batch   batch
+	line    []byte
 	pending []*record.Record
 	lost    record.Loss // of pending records, not yet told
 	counts  Counts
 	said    time.Time // when a trouble was last logged
+	calls   *limiter
+	events  *limiter
+	book    *explain.Book
+	running map[string]*record.Record // of a dead agent: calls without an end, newest maxWatched
 
 	opened atomic.Bool  // losses go straight into the journal
 	told   atomic.Int64 // those that did
@@ -45,24 +54,61 @@ type intake struct {
 	losses []*record.Record // told by loss, not yet pending
 }
 
+// sender is what is remembered of where an id came from first.
+type sender struct {
+	pid    int32 // of the command that sent it, 0 where unknown or where nobody sent it
+	byFile bool
+}
+
+// arrival is a record on its way into the journal, and what became of it.
+type arrival struct {
+	r       *record.Record
+	share   string   // the bucket that it is charged to; "" for the agent's own records
+	limiter *limiter // of the bucket
+	from    sender
+
+	verdict verdict
+	first   sender // of a duplicate: who sent the id first
+}
+
+type verdict uint8
+
+const (
+	waiting    verdict = iota // not decided, or the journal had no room
+	journalled                // appended
+	duplicate                 // its id was there already
+	suppressed                // beyond its job's share; counted
+	refused                   // nothing that the journal could give back
+)
+
 // Counts are what the intake did since the agent started.
 type Counts struct {
 	Records    int64 `json:"records"`    // appended to the journal
 	Duplicates int64 `json:"duplicates"` // dropped, because their id was there already
 	Rejected   int64 `json:"rejected"`   // not taken by the journal; the sender kept them
-	Refused    int64 `json:"refused"`    // messages that were no records of an invocation
+	Refused    int64 `json:"refused"`    // messages and lines that were no records of an invocation
+	Suppressed int64 `json:"suppressed"` // records beyond the share of their job (rate_limited)
 	Spooled    int64 `json:"spooled"`    // records that came by the shim's append files
 	Socket     int64 `json:"socket"`     // records that came by the socket
 	Ends       int64 `json:"ends"`       // ends of invocations that were seen
 	Pending    int64 `json:"pending"`    // records of the agent's own that wait for room
+	// Explained and Unattributed are the daemon's events that a recorded call explains,
+	// and those that none does: the work of who went past the shim.
+	Explained    int64 `json:"events_explained"`
+	Unattributed int64 `json:"events_unattributed"`
 }
 
 func newIntake(a *Agent) *intake {
-	return &intake{a: a, seen: make(map[string]struct{}), order: make([]string, 0, seenMax)}
+	c := &a.o.Config
+	return &intake{
+		a: a, seen: make(map[string]sender), order: make([]string, 0, 1024), book: explain.New(), running: make(map[string]*record.Record),
+		calls:  newLimiter("agent", "calls of one job", c.JobRate, c.JobBurst, a.now),
+		events: newLimiter("events", "events of one job", c.EventRate, c.EventBurst, a.now),
+	}
 }
 
-// remember reads the ids at the end of the journal, so that what a dead agent took
-// from an append file is not taken again.
+// remember reads the end of the journal: the ids, so that what a dead agent took
+// from an append file is not taken again, and the calls that had not ended.
 func (in *intake) remember(j *journal.Journal) {
 	end := j.End()
 	const tail = 4 << 20
@@ -75,19 +121,37 @@ func (in *intake) remember(j *journal.Journal) {
 		return // doubles keep their id; the reader of the journal drops them too
 	}
 	defer r.Close()
+	var calls []string // in their order
 	for {
 		line, err := r.Next()
 		if err != nil {
-			return
+			break
 		}
-		in.note(string(line.ID()))
+		in.note(string(line.ID()), sender{})
+		switch line.Kind() {
+		case record.KindInvocation:
+			rec := new(record.Record)
+			if recordjson.Unmarshal(line.Data, rec) == nil && rec.Invocation != nil {
+				in.running[rec.ID] = slim(rec)
+				calls = append(calls, rec.ID)
+			}
+		case record.KindInvocationEnd:
+			rec := new(record.Record)
+			if recordjson.Unmarshal(line.Data, rec) == nil && rec.End != nil {
+				delete(in.running, rec.End.InvocationID)
+			}
+		}
+		for len(in.running) > maxWatched { // each is looked for at the start
+			delete(in.running, calls[0])
+			calls = calls[1:]
+		}
 	}
 }
 
-// note remembers an id and tells whether it was known.
-func (in *intake) note(id string) (known bool) {
-	if _, known = in.seen[id]; known {
-		return true
+// note remembers an id and tells who sent it first where it was known.
+func (in *intake) note(id string, from sender) (first sender, known bool) {
+	if first, known = in.seen[id]; known {
+		return first, true
 	}
 	if len(in.order) < seenMax {
 		in.order = append(in.order, id)
@@ -96,64 +160,183 @@ func (in *intake) note(id string) (known bool) {
 		in.order[in.next] = id
 		in.next = (in.next + 1) % seenMax
 	}
-	in.seen[id] = struct{}{}
-	return false
+	in.seen[id] = from
+	return sender{}, false
 }
 
 func (in *intake) forget(id string) { delete(in.seen, id) }
 
-// write appends records; all are in the journal where it returns nil, and none
-// otherwise, as far as the caller needs to know: what was taken in part is known by
-// its id when it comes again.
-func (in *intake) write(records []*record.Record) error {
+// take brings records into the journal and says of each what became of it. Where it
+// returns an error, those that are still waiting are not in the journal; whoever
+// brought them keeps them.
+func (in *intake) take(arrivals []arrival) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.writeLocked(records)
+	return in.takeLocked(arrivals)
 }
 
-func (in *intake) writeLocked(records []*record.Record) error {
-	in.buf = in.buf[:0]
-	fresh := records[:0:0]
-	ends := make([]int, 0, len(records))
-	for _, r := range records {
-		if in.note(r.ID) {
+// chunk is how much is written at once. The journal's segments may be as small.
+func (in *intake) chunk() int {
+	c := &in.a.o.Config
+	return int(max(min(256<<10, c.SegmentMaxBytes, c.JournalMaxBytes/4), journal.MaxLine+1))
+}
+
+func (in *intake) takeLocked(arrivals []arrival) error {
+	room := in.chunk()
+	for i := range arrivals {
+		a := &arrivals[i]
+		if a.verdict != waiting {
+			continue
+		}
+		var known bool
+		if a.first, known = in.note(a.r.ID, a.from); known {
+			a.verdict = duplicate
 			in.counts.Duplicates++
 			continue
 		}
-		if r.Schema == 0 {
-			r.Schema = record.SchemaVersion
+		if a.r.Host == nil {
+			a.r.Host = &in.a.o.Host
 		}
-		if r.Host == nil {
-			r.Host = &in.a.o.Host
+		if a.share != "" && !a.limiter.admit(a.share, a.r) {
+			a.verdict = suppressed
+			in.counts.Suppressed++
+			continue
 		}
-		in.buf = record.Append(in.buf, r)
-		fresh = append(fresh, r)
-		ends = append(ends, len(in.buf))
-	}
-	if len(fresh) == 0 {
-		return nil
-	}
-	err := in.a.journal.Append(in.buf)
-	taken := len(fresh)
-	if err != nil {
-		taken = 0
-		var part *journal.AppendError
-		if errors.As(err, &part) {
-			for taken < len(ends) && ends[taken] <= part.Whole {
-				taken++
+		if a.r.Schema == 0 {
+			a.r.Schema = record.SchemaVersion
+		}
+		in.line = record.Append(in.line[:0], a.r)
+		if !storable(in.line) {
+			in.refuseLocked(a)
+			continue
+		}
+		if len(in.batch.lines)+len(in.line) > room {
+			if err := in.appendLocked(); err != nil {
+				in.forget(a.r.ID)
+				return err
 			}
 		}
-		for _, r := range fresh[taken:] {
-			in.forget(r.ID)
+		in.batch.add(a, in.line)
+	}
+	return in.appendLocked()
+}
+
+// batch is what is written at once.
+type batch struct {
+	arrivals []*arrival
+	lines    []byte
+	ends     []int // of each arrival's line in lines
+}
+
+func (b *batch) add(a *arrival, line []byte) {
+	b.arrivals, b.lines = append(b.arrivals, a), append(b.lines, line...)
+	b.ends = append(b.ends, len(b.lines))
+}
+
+// remove takes arrival i out.
+func (b *batch) remove(i int) {
+	from, to := 0, b.ends[i]
+	if i > 0 {
+		from = b.ends[i-1]
+	}
+	b.arrivals, b.lines, b.ends = slices.Delete(b.arrivals, i, i+1), slices.Delete(b.lines, from, to), slices.Delete(b.ends, i, i+1)
+	for k := i; k < len(b.ends); k++ {
+		b.ends[k] -= to - from
+	}
+}
+
+func (b *batch) reset() {
+	clear(b.arrivals)
+	b.arrivals, b.lines, b.ends = b.arrivals[:0], b.lines[:0], b.ends[:0]
+}
+
+// appendLocked writes the batch. Where it returns an error, what was not taken is
+// waiting again.
+func (in *intake) appendLocked() error {
+	b := &in.batch
+	defer b.reset()
+	for len(b.arrivals) > 0 {
+		err := in.a.journal.Append(b.lines)
+		var line *journal.LineError
+		if errors.As(err, &line) {
+			// One that the journal does not take must not keep the others out.
+			in.refuseLocked(b.arrivals[line.Index])
+			b.remove(line.Index)
+			continue
 		}
-		in.counts.Rejected += int64(len(fresh) - taken)
-		in.troubleLocked("append to the journal", err)
+		taken := len(b.arrivals)
+		if err != nil {
+			taken = 0
+			var part *journal.AppendError
+			if errors.As(err, &part) {
+				for taken < len(b.ends) && b.ends[taken] <= part.Whole {
+					taken++
+				}
+			}
+			in.troubleLocked("append to the journal", err)
+		}
+		for i, a := range b.arrivals {
+			if i >= taken {
+				in.forget(a.r.ID)
+				in.counts.Rejected++
+				continue
+			}
+			a.verdict = journalled
+			in.counts.Records++
+			in.a.metrics.Observe(a.r)
+			in.explainLocked(a.r)
+		}
+		return err
 	}
-	in.counts.Records += int64(taken)
-	for _, r := range fresh[:taken] {
-		in.a.metrics.Observe(r)
+	return nil
+}
+
+// storable says whether the journal and all its readers take the line: short enough,
+// and without the start of another record within, which a reader could take for one
+// where a line is torn. Only members that this build does not know can hold that.
+func storable(line []byte) bool {
+	return len(line)-1 <= journal.MaxLine && bytes.LastIndex(line, []byte(record.Marker)) == 0
+}
+
+func (in *intake) refuseLocked(a *arrival) {
+	a.verdict = refused
+	in.counts.Refused++
+	in.forget(a.r.ID)
+}
+
+// explainLocked keeps the book of which calls explain which events.
+func (in *intake) explainLocked(r *record.Record) {
+	switch {
+	case r.Invocation != nil:
+		in.book.Call("", r.ID, r.TS, r.Invocation.Tool, r.Invocation.Command, r.Invocation.Images)
+	case r.End != nil:
+		in.book.End("", r.End.InvocationID, r.TS, r.End.Source != sourceUnknown)
+	case r.Event != nil:
+		e := r.Event
+		at := r.TS
+		if !e.Replayed && !e.Received.IsZero() {
+			at = e.Received // the daemon's clock may be another machine's
+		}
+		in.book.Event("", explain.Event{At: at, Type: e.Type, Action: e.Action, Actor: e.ActorID, Container: e.Container, Image: e.Image, Counted: !r.OutsideJob})
 	}
-	return err
+}
+
+// writeLocked appends records of the agent's own.
+func (in *intake) writeLocked(records []*record.Record) error {
+	arrivals := make([]arrival, len(records))
+	for i, r := range records {
+		arrivals[i].r = r
+	}
+	return in.takeLocked(arrivals)
+}
+
+// takeRunning returns, once, the calls that a dead agent saw begin and not end.
+func (in *intake) takeRunning() map[string]*record.Record {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	running := in.running
+	in.running = nil
+	return running
 }
 
 // keep appends a record that the agent made itself. Where the journal has no room it
@@ -209,12 +392,18 @@ func (in *intake) retryLocked() {
 	in.pending = append(in.pending, in.losses...)
 	in.losses = nil
 	in.lossMu.Unlock()
+	in.pending = append(append(in.pending, in.calls.losses()...), in.events.losses()...)
 	if over := len(in.pending) - pendingMax; over > 0 {
 		first, last := in.pending[0].TS, in.pending[over-1].TS
 		if in.lost.Count == 0 {
 			in.lost = record.Loss{Cause: "disk_full", Source: "agent", From: first}
 		}
-		in.lost.Count += int64(over)
+		for _, r := range in.pending[:over] {
+			in.lost.Count++
+			if r.Loss != nil && r.Loss.Count > 0 { // what it told of is not told now
+				in.lost.Count += r.Loss.Count - 1
+			}
+		}
 		in.lost.To = last
 		in.pending = in.pending[over:]
 	}
@@ -270,7 +459,9 @@ func (in *intake) count(f func(*Counts)) {
 func (in *intake) status() Counts {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	c := in.counts
+	in.book.Advance(in.a.now())
+	c, b := in.counts, in.book.Counts()
 	c.Records += in.told.Load()
+	c.Explained, c.Unattributed = b.Explained, b.Unattributed
 	return c
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,50 +20,94 @@ import (
 )
 
 const (
-	// maxSlow is how many connections may wait to send, or talk to the agent, at the
-	// same time. The shim sends right after connecting, so it is one of them only where
-	// the machine is so busy that it lost its processor in between.
+	// maxSlow is how many connections may wait to send. The shim sends right after
+	// connecting, so it is one of them only where the machine is so busy that it lost
+	// its processor in between.
 	maxSlow = 256
-	// slowTimeout is how long a connection may take to send its first message.
+	// maxTalkers is how many control connections there may be of the agent's own user
+	// and root, and as many of all others together.
+	maxTalkers = 64
+	// slowTimeout is how long a connection may take to send its first message, and
+	// talkTimeout how long a control connection may be silent.
 	slowTimeout = 2 * time.Second
+	talkTimeout = 10 * time.Second
 	// maxWatched is how many running commands are watched for their end; beyond it
 	// an end is recorded as unknown.
-	maxWatched = 4096
+	maxWatched = 2048
 	// backlog is how many shims can leave their records while the agent is stopped;
 	// net.core.somaxconn bounds it.
 	backlog = 4096
+	// ownFiles are the descriptors that the agent wants for itself: journal, spool,
+	// sinks, the daemon.
+	ownFiles = 160
 )
 
 // server receives on the agent's socket.
 //
-// One thread accepts, reads, journals and answers, each with a plain blocking call:
-// a docker command waits for that answer, and the way through the runtime's poller
-// and a goroutine of its own took two to three times as long. Whatever may take
-// longer, a sender that has not sent yet, a control message, the end of a command,
-// goes on in a goroutine.
+// One thread accepts, reads, journals and answers, each with a plain call: a docker
+// command waits for that answer, and the way through the runtime's poller and a
+// goroutine of its own took two to three times as long. Whatever may take longer, a
+// sender that has not sent yet, a control message, the end of a command, goes on in a
+// goroutine.
 type server struct {
-	a       *Agent
-	path    string
-	fd      int
-	buf     [handover.MaxMessage + 1]byte // of the accepting thread; one byte more tells a message too long
-	slow    chan struct{}
-	conns   sync.WaitGroup
-	watched atomic.Int64
+	a     *Agent
+	path  string
+	fd    int
+	buf   [handover.MaxMessage + 1]byte // of the accepting thread; one byte more tells a message too long
+	conns sync.WaitGroup
+	ctx   context.Context // of run
+
+	slow    guests
+	own     guests // control connections of root and of the agent's user
+	foreign guests // and of all others
+	watches watches
+	// drained is when the accepting thread last saw the backlog empty: no connection in
+	// it is older.
+	drained time.Time
+	refusal refusalLog
+	flush   flushes
+	buffers sync.Pool // for messages that the accepting thread does not read
+
+	statusMu   sync.Mutex
+	lastStatus *Status
+	statusAt   time.Time
 }
 
 // listen makes the socket. The agent holds the journal's lock by now, so a socket
 // that is there is a dead agent's; it is replaced by a rename, and at no moment
 // missing.
 func listen(a *Agent) (*server, error) {
-	s := &server{a: a, path: a.o.Config.Socket(), slow: make(chan struct{}, maxSlow)}
+	s := &server{a: a, path: a.o.Config.Socket(), slow: guests{max: maxSlow}, own: guests{max: maxTalkers}, foreign: guests{max: maxTalkers},
+		watches: watches{max: maxWatched, byShare: make(map[string]int)}}
+	s.fitDescriptors()
+	s.flush.do = a.Flush
+	s.buffers.New = func() any { return new([handover.MaxMessage + 1]byte) }
 	if err := s.bind(); err != nil {
 		return nil, fmt.Errorf("make the agent's socket %s: %w", s.path, err)
 	}
 	return s, nil
 }
 
+// fitDescriptors makes the bounds fit the limit of open files (the runtime has raised
+// it to the hard limit): who holds connections open must not keep accept from working.
+func (s *server) fitDescriptors() {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > 1<<20 {
+		return
+	}
+	// A waiting connection holds two descriptors, its own and its sender's pidfd.
+	free := max(int(limit.Cur)-ownFiles, 16)
+	s.slow.max = min(s.slow.max, max(free/8, 1))
+	s.own.max = min(s.own.max, max(free/16, 1))
+	s.foreign.max = s.own.max
+	free -= 2 * (s.slow.max + s.own.max + s.foreign.max)
+	if s.watches.max = min(s.watches.max, max(free-2, 1)); s.watches.max < maxWatched {
+		s.a.log.Info("the limit of open files bounds how many commands are watched at once", "files", limit.Cur, "commands", s.watches.max)
+	}
+}
+
 func (s *server) bind() (err error) {
-	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
+	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return err
 	}
 	defer func() {
@@ -91,9 +134,10 @@ func (s *server) bind() (err error) {
 }
 
 // run receives until ctx ends, then lets the goroutines finish. Watched commands do
-// not hold it up: their ends are recorded as unknown.
+// not hold it up.
 func (s *server) run(ctx context.Context) {
-	// accept(2) returns EINVAL after this, and what waits in the backlog is read first.
+	s.ctx = ctx
+	// This wakes poll(2) below; what waits in the backlog is read first.
 	stop := context.AfterFunc(ctx, func() { unix.Shutdown(s.fd, unix.SHUT_RD) })
 	defer stop()
 	runtime.LockOSThread()
@@ -107,6 +151,9 @@ func (s *server) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			s.conns.Wait()
 			return
+		case err == unix.EAGAIN:
+			s.drained = time.Now()
+			unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1)
 		default:
 			// Out of descriptors or memory: the backlog keeps the records.
 			s.a.intake.trouble("accept a connection", err)
@@ -126,6 +173,7 @@ func (s *server) close() error {
 // later.
 func (s *server) receive(ctx context.Context, fd int) {
 	p := peerOf(fd)
+	p.since = s.drained
 	n, _, err := unix.Recvfrom(fd, s.buf[:], unix.MSG_DONTWAIT)
 	if err == nil {
 		s.message(ctx, fd, s.buf[:n], p)
@@ -135,34 +183,55 @@ func (s *server) receive(ctx context.Context, fd int) {
 		s.drop(fd, p)
 		return
 	}
-	s.aside(fd, p, func() {
-		pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(pfd, int(slowTimeout.Milliseconds()))
-		if n != 1 || err != nil {
-			s.drop(fd, p)
+	s.wait(ctx, fd, p)
+}
+
+// wait gives a sender that has not sent yet a moment to do so.
+func (s *server) wait(ctx context.Context, fd int, p peer) {
+	// The runtime's poller waits, not a thread: a cgroup bounds those too.
+	unix.SetNonblock(fd, true)
+	conn := os.NewFile(uintptr(fd), "sender")
+	seat := s.slow.enter(conn)
+	s.conns.Go(func() {
+		defer s.slow.leave(seat)
+		defer conn.Close()
+		conn.SetReadDeadline(time.Now().Add(slowTimeout))
+		stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
+		defer stop()
+		msg, own := s.firstMessage(conn)
+		if own < 0 {
+			p.close()
 			return
 		}
-		buf := make([]byte, handover.MaxMessage+1)
-		if n, _, err = unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT); err != nil {
-			s.drop(fd, p)
-			return
-		}
-		s.message(ctx, fd, buf[:n], p)
+		s.message(ctx, own, msg, p)
 	})
 }
 
-// aside does something slow with a connection in a goroutine, where there is a place
-// for it.
-func (s *server) aside(fd int, p peer, do func()) {
-	select {
-	case s.slow <- struct{}{}:
-		s.conns.Go(func() {
-			defer func() { <-s.slow }()
-			do()
-		})
-	default:
-		s.drop(fd, p)
+// firstMessage waits for a message on conn, and returns it with a descriptor of the
+// connection that is the caller's to close; -1 where none came.
+func (s *server) firstMessage(conn *os.File) (msg []byte, own int) {
+	own = -1
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, -1
 	}
+	raw.Read(func(fd uintptr) bool {
+		buf := s.buffers.Get().(*[handover.MaxMessage + 1]byte)
+		defer s.buffers.Put(buf)
+		n, _, err := unix.Recvfrom(int(fd), buf[:], unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN || err == unix.EINTR {
+			return false
+		}
+		if err != nil {
+			return true
+		}
+		msg = bytes.Clone(buf[:n])
+		if fd, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
+			own = fd
+		}
+		return true
+	})
+	return msg, own
 }
 
 func (s *server) drop(fd int, p peer) {
@@ -179,46 +248,67 @@ func (s *server) message(ctx context.Context, fd int, msg []byte, p peer) {
 		s.refuse("a message is too long", p)
 		s.drop(fd, p)
 	case bytes.HasPrefix(msg, []byte(record.Marker)):
-		r := s.take(msg, fd, p)
+		r, share := s.take(msg, fd, p)
 		if r == nil {
 			s.drop(fd, p)
 			return
 		}
-		s.conns.Go(func() { s.watch(ctx, r, fd, p) })
+		s.watch(ctx, r, fd, p, share)
 	default:
-		first := bytes.Clone(msg)
-		s.aside(fd, p, func() { s.control(ctx, fd, first, p) })
+		s.talk(ctx, fd, bytes.Clone(msg), p)
 	}
 }
 
-// take brings a shim's record into the journal, answers, and returns the record
-// where its end is to be watched.
-func (s *server) take(line []byte, fd int, peer peer) *record.Record {
-	r := new(record.Record)
+// take brings a shim's record into the journal, answers, and returns what its end needs
+// where that is to be watched.
+func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share string) {
+	r = new(record.Record)
 	if err := s.a.decodeInvocation(line, r); err != nil {
 		s.refuse(err.Error(), peer)
-		return nil
+		return nil, ""
 	}
 	r.Invocation.Path = "socket"
+	now := time.Now()
+	w := witness{uid: -1, latest: now}
+	if !peer.since.IsZero() {
+		w.earliest = now.Add(-now.Sub(peer.since)) // by the clock that nobody sets, on that of now
+	}
 	if peer.known {
 		// What the kernel says of the sender, the sender need not be asked.
 		r.Invocation.UID = int64(peer.cred.Uid)
-		if peer.cred.Pid != 0 {
-			r.Invocation.PID = int64(peer.cred.Pid)
+		w.uid = int(peer.cred.Uid)
+		if w.pid = int(peer.cred.Pid); w.pid != 0 {
+			r.Invocation.PID = int64(w.pid)
 		}
 	}
-	s.a.stamp(r)
-	if s.a.intake.write([]*record.Record{r}) != nil {
-		return nil // no answer: the shim's append file takes it
+	share = s.a.stamp(r, w)
+	arrivals := []arrival{{r: r, share: share, limiter: s.a.intake.calls, from: sender{pid: int32(w.pid)}}}
+	if s.a.intake.take(arrivals) != nil {
+		return nil, "" // no answer: the shim's append file takes it
 	}
-	s.a.intake.count(func(c *Counts) { c.Socket++ })
+	got := &arrivals[0]
+	if got.verdict == refused {
+		s.refuse("no line that a journal can hold", peer)
+		return nil, ""
+	}
+	if got.verdict == journalled {
+		s.a.intake.count(func(c *Counts) { c.Socket++ })
+	}
 	ack := byte(handover.AckClose)
-	if peer.pidfd < 0 {
+	if peer.pidfd < 0 && got.verdict != suppressed {
 		ack = handover.AckKeep
 	}
 	// The sender's buffer is empty, so this cannot wait; the sender may be gone.
 	unix.SendmsgN(fd, []byte{ack}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	return r
+	switch {
+	case got.verdict == suppressed:
+		return nil, "" // its end is suppressed with it
+	case got.verdict == duplicate && !(got.first.byFile && got.first.pid != 0 && got.first.pid == int32(w.pid)):
+		// Only the second copy of a command's own record tells more than the first. Who
+		// sends another's id again must not end that one's command.
+		return nil, ""
+	}
+	return slim(r), share
 }
 
 // decodeInvocation reads a line that a shim wrote. Whoever may connect or write a
@@ -227,15 +317,19 @@ func (a *Agent) decodeInvocation(line []byte, r *record.Record) error {
 	if err := recordjson.Unmarshal(line, r); err != nil {
 		return err
 	}
-	if r.Kind != record.KindInvocation || r.Invocation == nil || len(r.ID) != 36 {
+	id, ok := record.InvocationID(r.ID)
+	if r.Kind != record.KindInvocation || r.Invocation == nil || !ok {
 		return errors.New("not the record of an invocation")
 	}
 	if r.Event != nil || r.End != nil || r.Loss != nil || r.Job != nil || r.Claim != nil {
 		return errors.New("more than an invocation in one record")
 	}
-	if r.By != record.ByEnvironment {
-		r.By = record.ByNone
+	if deep(r.Unknown) {
+		return errors.New("nested too deeply")
 	}
+	r.ID = id
+	// What the agent alone can say is not the caller's to say.
+	r.By, r.OutsideJob = record.ByNone, false
 	if r.Host == nil {
 		r.Host = &record.Host{}
 	}
@@ -250,20 +344,83 @@ func (a *Agent) decodeInvocation(line []byte, r *record.Record) error {
 	return nil
 }
 
-func (s *server) refuse(why string, peer peer) {
-	s.a.intake.count(func(c *Counts) { c.Refused++ })
-	s.a.log.Warn("refused a message", "why", why, "uid", peer.cred.Uid, "pid", peer.cred.Pid)
+// deep says whether members nest deeper than anything that a shim of any version
+// writes. Other readers of the account count on their stacks.
+func deep(members []byte) bool {
+	const most = 8
+	depth, inString := 0, false
+	for i := 0; i < len(members); i++ {
+		switch c := members[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if depth++; depth > most {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
 }
 
-// control answers control messages until the other side closes.
-func (s *server) control(ctx context.Context, fd int, first []byte, p peer) {
-	defer p.close()
+// refusalLog keeps a job that sends nonsense from filling the log.
+type refusalLog struct {
+	mu     sync.Mutex
+	begun  time.Time
+	n      int
+	silent int64
+}
+
+// allow says whether to log another one, and how many were passed over in silence.
+func (l *refusalLog) allow(now time.Time) (silent int64, ok bool) {
+	const perMinute = 10
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.begun) >= time.Minute || now.Before(l.begun) {
+		silent, l.begun, l.n, l.silent = l.silent, now, 0, 0
+	}
+	if l.n++; l.n > perMinute {
+		l.silent++
+		return 0, false
+	}
+	return silent, true
+}
+
+func (s *server) refuse(why string, peer peer) {
+	s.a.intake.count(func(c *Counts) { c.Refused++ })
+	if silent, ok := s.refusal.allow(s.a.now()); ok {
+		s.a.log.Warn("refused a message", "why", why, "uid", peer.cred.Uid, "pid", peer.cred.Pid, "not_logged_before", silent)
+	}
+}
+
+// talk answers control messages until the other side closes.
+func (s *server) talk(ctx context.Context, fd int, first []byte, p peer) {
 	unix.SetNonblock(fd, true)
 	conn := os.NewFile(uintptr(fd), "control")
-	defer conn.Close()
+	table := &s.foreign
+	if p.trusted() {
+		table = &s.own
+	}
+	seat := table.enter(conn)
+	s.conns.Go(func() {
+		defer table.leave(seat)
+		defer p.close()
+		defer conn.Close()
+		s.control(ctx, conn, first, p)
+	})
+}
+
+func (s *server) control(ctx context.Context, conn *os.File, first []byte, p peer) {
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	buf := make([]byte, maxControl)
+	if !p.trusted() {
+		buf = buf[:4<<10] // nothing that they may say is longer
+	}
 	for msg := first; ; {
 		var q request
 		var r reply
@@ -280,7 +437,7 @@ func (s *server) control(ctx context.Context, fd int, first []byte, p peer) {
 		if _, err := conn.Write(b); err != nil || ctx.Err() != nil {
 			return
 		}
-		conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(talkTimeout))
 		n, err := conn.Read(buf)
 		if err != nil || n == 0 {
 			return
@@ -295,22 +452,23 @@ func (s *server) answer(ctx context.Context, q request, peer peer) reply {
 	var err error
 	switch q.Control {
 	case "status":
-		st := s.a.Status()
-		return reply{Status: &st}
-	case "flush":
-		err = s.a.Flush(ctx)
-	case "job-start", "job-end":
-		// Whose job this is, is for root and for the user the agent runs as to say.
-		if !peer.known || peer.cred.Uid != 0 && int(peer.cred.Uid) != os.Geteuid() {
+		return reply{Status: s.status(peer)}
+	case "flush", "job-start", "job-end":
+		// Whose job this is, is for root and for the user the agent runs as to say; and a
+		// flush makes the disk and the sinks work.
+		if !peer.trusted() {
 			return reply{Error: "only root and the agent's own user may say that"}
 		}
-		if q.Control == "job-start" && q.Context != nil {
+		switch {
+		case q.Control == "flush":
+			err = s.flush.join(ctx, s)
+		case q.Control == "job-start" && q.Context != nil:
 			s.a.jobStart(*q.Context)
-		} else {
+		default:
 			err = s.a.endJob(q.Key, q.Outcome)
 		}
 	default:
-		err = fmt.Errorf("unknown control message %q", q.Control)
+		err = fmt.Errorf("unknown control message %q", clip(q.Control))
 	}
 	if err != nil {
 		return reply{Error: err.Error()}
@@ -318,18 +476,101 @@ func (s *server) answer(ctx context.Context, q request, peer peer) reply {
 	return reply{}
 }
 
-// endJob records the end of the context with this key, which the hook has closed.
-func (a *Agent) endJob(key, outcome string) error {
-	for _, c := range a.contexts.all() {
-		if c.Key == key {
-			if outcome == "" {
-				outcome = hook.Completed
-			}
-			a.jobEnd(c, outcome)
-			return nil
-		}
+// status is a new one for who may have the agent do anything, and for others one of the
+// last moment: asking must cost the agent nothing.
+func (s *server) status(peer peer) *Status {
+	s.statusMu.Lock()
+	defer s.statusMu.Unlock()
+	if peer.trusted() || s.lastStatus == nil || time.Since(s.statusAt) > 250*time.Millisecond {
+		st := s.a.Status()
+		s.lastStatus, s.statusAt = &st, time.Now()
 	}
-	return fmt.Errorf("no context %q", key)
+	return s.lastStatus
+}
+
+// clip cuts what a stranger sent to what an answer or a log line may hold of it.
+func clip(s string) string { return record.Clean(s, 64) }
+
+// flushes lets those who ask for a flush at the same time share one: each gets one that
+// began after it had asked.
+type flushes struct {
+	do func(context.Context) error
+
+	mu      sync.Mutex
+	running bool
+	next    *flushing // asked for while one is running
+}
+
+type flushing struct {
+	until time.Time // the latest deadline of those who wait
+	done  chan struct{}
+	err   error
+}
+
+func (f *flushes) join(ctx context.Context, s *server) error {
+	until, ok := ctx.Deadline()
+	if !ok {
+		until = time.Now().Add(time.Minute)
+	}
+	f.mu.Lock()
+	mine := f.next
+	if mine == nil {
+		mine = &flushing{done: make(chan struct{})}
+		f.next = mine
+	}
+	if until.After(mine.until) {
+		mine.until = until
+	}
+	if !f.running {
+		f.running = true
+		s.conns.Go(func() { f.run(s.ctx) }) // the caller is one of conns itself
+	}
+	f.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (f *flushes) run(serving context.Context) {
+	for {
+		f.mu.Lock()
+		now := f.next
+		f.next = nil
+		f.running = now != nil
+		f.mu.Unlock()
+		if now == nil {
+			return
+		}
+		ctx, cancel := context.WithDeadline(serving, now.until)
+		now.err = f.do(ctx)
+		cancel()
+		close(now.done)
+	}
+}
+
+// endJob records the end of the context with this key, which the hook has closed. Of
+// one that is open in the store only the store's word counts.
+func (a *Agent) endJob(key, outcome string) error {
+	if outcome == "" {
+		outcome = hook.Completed
+	}
+	if !a.contexts.stored(key) {
+		a.contexts.end(key, outcome, a.now())
+	}
+	for _, c := range a.contexts.all() {
+		if c.Key != key {
+			continue
+		}
+		if c.Open() {
+			return fmt.Errorf("the context %q is not closed", key)
+		}
+		a.jobEnd(c, outcome)
+		return nil
+	}
+	return fmt.Errorf("no context %q", clip(key))
 }
 
 // peer is the other end of a connection, as the kernel knows it.
@@ -337,6 +578,8 @@ type peer struct {
 	cred  unix.Ucred
 	known bool
 	pidfd int // -1 where the kernel gives none
+	// since is a time at which it was not connected yet; zero where none is known.
+	since time.Time
 }
 
 // soPeerPIDFD is SO_PEERPIDFD (Linux 6.5), which golang.org/x/sys does not name on
@@ -354,6 +597,12 @@ func peerOf(fd int) peer {
 		p.pidfd = pidfd
 	}
 	return p
+}
+
+// trusted says whether the peer may tell the agent what to do: root and the agent's own
+// user, whom nothing keeps from doing worse.
+func (p peer) trusted() bool {
+	return p.known && (p.cred.Uid == 0 || int(p.cred.Uid) == os.Geteuid())
 }
 
 func (p peer) close() {

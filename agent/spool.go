@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,6 +37,17 @@ const (
 	// read at once.
 	spoolBatch = 256
 	readChunk  = 256 << 10
+	// maxNames is how many names of the folder are looked at, and maxOpen how many files
+	// are open at once: every user can make files here.
+	maxNames = 4096
+	maxOpen  = 64
+	// spoolAtOnce is how much is read of one file before it is another's turn, and
+	// spoolOver how much longer than spool_max_bytes a file may be: each of many shims
+	// may write one record after it saw a file that was not full.
+	spoolAtOnce = 8 << 20
+	spoolOver   = 32 << 20
+	// maxWarned bounds what is remembered of warnings.
+	maxWarned = 1024
 )
 
 // spool takes the records from the shim's append files, one file for each uid, and
@@ -54,6 +66,7 @@ type spool struct {
 	files  map[string]*spoolFile // by name
 	state  spoolState
 	warned map[string]bool
+	losses []record.Loss // of this scan
 
 	watching sync.WaitGroup // commands whose end is waited for; none is added after ctx ended
 }
@@ -80,6 +93,21 @@ type spoolFile struct {
 	pos   spoolPosition
 	grown time.Time // when there was something new
 	done  bool      // renamed
+	uid   int       // of the file's owner
+	born  time.Time // when the file was made; zero where the file system does not say
+	read  time.Time // when it was last read to its end; zero before
+	more  bool      // the last look did not reach the end
+}
+
+// witness is what is known of who wrote the lines from here on: the file's owner, and
+// a time that the writer cannot choose. What lies behind the last look was written
+// after it, and nothing in a file is older than the file.
+func (f *spoolFile) witness(now time.Time) witness {
+	w := witness{uid: f.uid, earliest: f.born, latest: now}
+	if !f.read.IsZero() {
+		w.earliest = now.Add(-now.Sub(f.read))
+	}
+	return w
 }
 
 func openSpool(a *Agent) *spool {
@@ -102,6 +130,7 @@ func (s *spool) run(ctx context.Context) {
 	s.mu.Lock()
 	s.ctx = ctx
 	s.mu.Unlock()
+	s.resume(ctx)
 	t := time.NewTicker(spoolEvery)
 	defer t.Stop()
 	for {
@@ -130,7 +159,7 @@ func (s *spool) scan() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed := s.takeKernelCounters()
-	entries, err := os.ReadDir(s.dir)
+	names, err := s.names()
 	if err != nil {
 		s.warn(s.dir, err)
 		if changed {
@@ -139,25 +168,123 @@ func (s *spool) scan() {
 		return
 	}
 	there := map[string]bool{}
-	for _, e := range entries {
-		name := e.Name()
+	for _, name := range names {
 		there[name] = true
-		switch {
-		case strings.HasSuffix(name, ".lost"):
+		switch _, kind := spoolName(name); kind {
+		case ".lost":
 			changed = s.takeLost(name) || changed
-		case strings.HasSuffix(name, ".jsonl") || strings.HasSuffix(name, ".done"):
+		case ".jsonl", ".done":
 			changed = s.takeFile(name) || changed
 		}
 	}
+	for name, file := range s.files {
+		// Renamed or removed by its owner: a shim that had it open may still write.
+		if !there[name] && len(names) < maxNames {
+			before := file.pos.Offset
+			if s.read(name, file) == nil && file.pos.Offset == before && time.Since(file.grown) > spoolGrace {
+				s.drop(name)
+			} else if file.pos.Offset != before {
+				file.grown = time.Now()
+			}
+		}
+	}
 	for name := range s.state.Read {
-		if !there[name] {
+		if !there[name] && s.files[name] == nil {
 			delete(s.state.Read, name)
 			changed = true
 		}
 	}
+	s.tell()
 	if changed {
 		s.save()
 	}
+}
+
+// lose counts what is missing until the end of the scan, so that a file full of noise
+// becomes one loss and not one for each line.
+func (s *spool) lose(cause, detail string, count int64) {
+	for i := range s.losses {
+		if l := &s.losses[i]; l.Cause == cause && l.Detail == detail {
+			if l.Count >= 0 && count >= 0 {
+				l.Count += count
+			}
+			return
+		}
+	}
+	s.losses = append(s.losses, record.Loss{Cause: cause, Detail: detail, Count: count, Source: "spool"})
+}
+
+func (s *spool) tell() {
+	now := s.a.now()
+	for _, l := range s.losses {
+		l.To = now
+		s.a.intake.loss(l)
+	}
+	s.losses = nil
+}
+
+// names are the names in the folder. Of a folder that somebody filled with names only
+// some are looked at, but those of root and of the agent's own user always.
+func (s *spool) names() ([]string, error) {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(maxNames)
+	if err == io.EOF {
+		err = nil
+	}
+	if len(names) == maxNames {
+		s.warn(s.dir, fmt.Errorf("more than %d names: some files are not read", maxNames))
+		for _, uid := range []int{0, os.Geteuid()} {
+			if name := strconv.Itoa(uid) + ".jsonl"; !slices.Contains(names, name) {
+				if _, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	return names, err
+}
+
+// spoolName takes a name of the shim apart: <uid>.jsonl, <uid>.lost, and
+// <uid>.jsonl.<number>.done for one that was put away. kind is empty for all others.
+func spoolName(name string) (uid int, kind string) {
+	number, rest, _ := strings.Cut(name, ".")
+	uid, err := strconv.Atoi(number)
+	if err != nil || uid < 0 || strconv.Itoa(uid) != number {
+		return 0, ""
+	}
+	if rest == "jsonl" || rest == "lost" {
+		return uid, "." + rest
+	}
+	if middle, ok := strings.CutSuffix(rest, ".done"); ok && strings.HasPrefix(middle, "jsonl.") {
+		return uid, ".done"
+	}
+	return 0, ""
+}
+
+// ours says whether a file can be what a shim made: regular, of one name, and of the
+// user that its own name says. Root's belong to the folder's owner, because the agent
+// must be able to read them. Whoever could link another's file here would have its
+// lines read as records.
+func (s *spool) ours(name string, st *syscall.Stat_t) error {
+	uid, _ := spoolName(name)
+	switch {
+	case st.Mode&syscall.S_IFMT != syscall.S_IFREG:
+		return errors.New("not a regular file")
+	case st.Nlink > 1:
+		return errors.New("it has a second name")
+	case int(st.Uid) == uid:
+		return nil
+	case uid == 0:
+		var folder syscall.Stat_t
+		if syscall.Stat(s.dir, &folder) == nil && folder.Uid == st.Uid {
+			return nil
+		}
+	}
+	return fmt.Errorf("it belongs to uid %d", st.Uid)
 }
 
 // takeFile reads what is new in one file and puts it away when it rests.
@@ -165,12 +292,16 @@ func (s *spool) takeFile(name string) (changed bool) {
 	path := filepath.Join(s.dir, name)
 	file := s.files[name]
 	if file == nil {
+		if len(s.files) >= maxOpen {
+			return false // at the next scan, when others are done
+		}
 		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 		if err != nil {
-			if !s.warned[path] && errors.Is(err, os.ErrPermission) {
+			var st syscall.Stat_t
+			if !s.warned[path] && errors.Is(err, os.ErrPermission) && syscall.Lstat(path, &st) == nil && s.ours(name, &st) == nil {
 				// The file of a uid that is neither the agent's nor root's: only root
 				// can read it.
-				s.a.intake.loss(record.Loss{Cause: "unreadable_file", Count: -1, Source: "spool", To: s.a.now(), Detail: name + " belongs to another user; run the agent as root to read it"})
+				s.lose("unreadable_file", name+" belongs to another user; run the agent as root to read it", -1)
 			}
 			s.warn(path, err)
 			return false
@@ -179,10 +310,30 @@ func (s *spool) takeFile(name string) (changed bool) {
 		s.files[name] = file
 	}
 	var st syscall.Stat_t
-	if err := syscall.Fstat(int(file.f.Fd()), &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG {
-		s.warn(path, errors.New("not a regular file"))
+	err := syscall.Fstat(int(file.f.Fd()), &st)
+	if err == nil && st.Nlink == 0 {
+		// Removed, and made again: that one is next, and this one is read to its end.
+		s.files[fmt.Sprintf("%s (removed, inode %d)", name, st.Ino)] = file
+		delete(s.files, name)
+		return false
+	}
+	if err == nil {
+		err = s.ours(name, &st)
+	}
+	if err != nil {
+		s.warn(path, err)
 		s.drop(name)
 		return false
+	}
+	if file.born.IsZero() && file.read.IsZero() {
+		file.uid = int(st.Uid)
+		if uid, _ := spoolName(name); uid == 0 {
+			file.uid = 0
+		}
+		var sx unix.Statx_t
+		if unix.Statx(int(file.f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &sx) == nil && sx.Mask&unix.STATX_BTIME != 0 {
+			file.born = time.Unix(sx.Btime.Sec, int64(sx.Btime.Nsec))
+		}
 	}
 	if file.pos.Inode == 0 && st.Size > 0 {
 		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
@@ -192,14 +343,28 @@ func (s *spool) takeFile(name string) (changed bool) {
 	}
 	if file.pos.Offset > 0 && (st.Size < file.pos.Offset || !strings.HasPrefix(s.head(file.f), file.pos.Head)) {
 		// Cut, or cut and grown again beyond the place of reading: no shim does that.
-		s.a.intake.loss(record.Loss{Cause: "truncated_file", Count: -1, Source: "spool", To: s.a.now(), Detail: name + " was cut by someone; what was not read of it before is missing"})
+		s.lose("truncated_file", name+" was cut by someone; what was not read of it before is missing", -1)
 		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
 	}
 	before := file.pos.Offset
+	if file.pos.Offset > s.a.o.Config.SpoolMaxBytes+spoolOver {
+		// No shim goes on for so long. Who does must not keep the others waiting.
+		s.lose("unreadable_file", name+" is longer than any shim makes it", -1)
+		if err := os.Remove(path); err != nil {
+			s.warn(path, err)
+		}
+		s.drop(name)
+		return true
+	}
+	now := time.Now() // what is written from here on is not in this look
 	if err := s.read(name, file); err != nil {
 		return file.pos.Offset != before // the journal has no room; the file keeps the rest
 	}
-	now := time.Now()
+	if file.more {
+		file.more = false
+	} else {
+		file.read = now
+	}
 	if file.pos.Offset != before {
 		file.grown = now
 	}
@@ -207,7 +372,7 @@ func (s *spool) takeFile(name string) (changed bool) {
 	switch {
 	case file.done && now.Sub(file.grown) > spoolGrace:
 		if file.pos.Offset < st.Size {
-			s.a.intake.loss(record.Loss{Cause: "torn_line", Count: 1, Source: "spool", To: s.a.now(), Detail: "the end of " + name})
+			s.lose("torn_line", "the end of "+name, 1)
 		}
 		if err := os.Remove(path); err != nil {
 			s.warn(path, err)
@@ -245,7 +410,7 @@ func (s *spool) drop(name string) {
 // the journal did not take them; the position is then before them.
 func (s *spool) read(name string, file *spoolFile) error {
 	buf := make([]byte, readChunk)
-	for {
+	for stop := file.pos.Offset + spoolAtOnce; file.pos.Offset < stop; {
 		n, err := file.f.ReadAt(buf, file.pos.Offset)
 		if n == 0 || err != nil && err != io.EOF {
 			return nil
@@ -256,31 +421,36 @@ func (s *spool) read(name string, file *spoolFile) error {
 				return nil // half a line; the rest may come
 			}
 			// No shim writes lines this long.
-			s.a.intake.loss(record.Loss{Cause: "torn_line", Count: 1, Source: "spool", To: s.a.now(), Detail: "an endless line in " + name})
+			s.lose("torn_line", "an endless line in "+name, 1)
 			file.pos.Offset += int64(n)
 			continue
 		}
-		var batch []*record.Record
+		var batch []arrival
 		taken := 0
 		flush := func(upto int) error {
 			if len(batch) > 0 {
-				if err := s.a.intake.write(batch); err != nil {
+				err := s.a.intake.take(batch)
+				for i := range batch {
+					if b := &batch[i]; b.verdict == journalled {
+						s.a.intake.count(func(c *Counts) { c.Spooled++ })
+						s.watch(slim(b.r), b.share)
+					}
+				}
+				batch = batch[:0]
+				if err != nil {
 					return err
 				}
-				s.a.intake.count(func(c *Counts) { c.Spooled += int64(len(batch)) })
-				for _, r := range batch {
-					s.watch(r)
-				}
-				batch = batch[:0:0]
 			}
 			file.pos.Offset += int64(upto - taken)
 			taken = upto
 			return nil
 		}
+		w := file.witness(time.Now())
 		for at := 0; at < end; {
 			length := bytes.IndexByte(buf[at:end], '\n')
-			if r := s.decode(name, buf[at:at+length]); r != nil {
-				batch = append(batch, r)
+			if r := s.decode(name, buf[at:at+length], file); r != nil {
+				share := s.a.stamp(r, w)
+				batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
 			}
 			at += length + 1
 			if len(batch) == spoolBatch || at == end {
@@ -290,18 +460,20 @@ func (s *spool) read(name string, file *spoolFile) error {
 			}
 		}
 	}
+	file.more = true
+	return nil
 }
 
 // decode reads one line. A line with a torn record before a whole one gives the
 // whole one (FAULTS: SP-03): its marker cannot occur inside a value.
-func (s *spool) decode(name string, line []byte) *record.Record {
+func (s *spool) decode(name string, line []byte, file *spoolFile) *record.Record {
 	if len(line) == 0 {
 		return nil
 	}
 	r := new(record.Record)
 	start := bytes.LastIndex(line, []byte(record.Marker))
 	if start != 0 {
-		s.a.intake.loss(record.Loss{Cause: "torn_line", Count: 1, Source: "spool", To: s.a.now(), Detail: "in " + name})
+		s.lose("torn_line", "in "+name, 1)
 	}
 	if start < 0 {
 		return nil
@@ -311,7 +483,7 @@ func (s *spool) decode(name string, line []byte) *record.Record {
 		return nil
 	}
 	r.Invocation.Path = "file"
-	s.a.stamp(r)
+	r.Invocation.UID = int64(file.uid)
 	return r
 }
 
@@ -326,7 +498,11 @@ func (s *spool) takeLost(name string) (changed bool) {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
+	if err == nil {
+		err = s.ours(name, info.Sys().(*syscall.Stat_t))
+	}
+	if err != nil {
+		s.warn(path, err)
 		return false
 	}
 	seen := s.state.Lost[name]
@@ -420,7 +596,7 @@ func (s *spool) save() {
 
 // warn says once what is wrong with a file.
 func (s *spool) warn(path string, err error) {
-	if !s.warned[path] {
+	if !s.warned[path] && len(s.warned) < maxWarned {
 		s.warned[path] = true
 		s.a.log.Warn("cannot use a spool file", "path", path, "error", err)
 	}

@@ -39,7 +39,7 @@ type Metrics struct {
 // Status returns a snapshot.
 func (a *Agent) Status() Status {
 	st := Status{
-		Version: a.o.Version, PID: os.Getpid(), Started: a.started, Running: a.server.watched.Load(),
+		Version: a.o.Version, PID: os.Getpid(), Started: a.started, Running: a.server.watches.count(),
 		Counts: a.intake.status(), Journal: a.journal.Status(), Problems: a.problems,
 		Metrics: Metrics{Dropped: a.metrics.Dropped()},
 	}

@@ -50,6 +50,10 @@ type Config struct {
 	JournalMaxBytes int64             // the journal's share of the disk
 	SegmentMaxBytes int64             // size at which a segment is closed
 	SegmentMaxAge   time.Duration     // age at which a segment is closed
+	JobRate         int64             // calls per second that one job may have recorded for ever; 0 is no bound
+	JobBurst        int64             // calls that one job may have recorded at once
+	EventRate       int64             // daemon events per second of one job; 0 is no bound
+	EventBurst      int64             // daemon events of one job at once
 }
 
 // Default returns the configuration of an installation without a file.
@@ -65,6 +69,12 @@ func Default() Config {
 		JournalMaxBytes: 512 << 20,
 		SegmentMaxBytes: 16 << 20,
 		SegmentMaxAge:   time.Hour,
+		// An honest job makes some hundred calls in all, and a daemon about 1,000 events a
+		// second as fast as it can.
+		JobRate:    200,
+		JobBurst:   20000,
+		EventRate:  1000,
+		EventBurst: 100000,
 	}
 }
 
@@ -172,6 +182,10 @@ func Keys() []Key {
 				return nil
 			},
 			func(c *Config) string { return c.SegmentMaxAge.String() }},
+		number("job_rate", "Calls per second that one job may have recorded in the long run; what is above is counted as a loss `rate_limited`. `0` is no bound.", 1<<30, func(c *Config) *int64 { return &c.JobRate }),
+		number("job_burst", "Calls that one job may have recorded before `job_rate` applies.", 1<<30, func(c *Config) *int64 { return &c.JobBurst }),
+		number("event_rate", "The same as `job_rate` for the daemon's events of one job.", 1<<30, func(c *Config) *int64 { return &c.EventRate }),
+		number("event_burst", "The same as `job_burst` for the daemon's events of one job.", 1<<30, func(c *Config) *int64 { return &c.EventBurst }),
 	}
 }
 
