@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -334,31 +335,31 @@ func (a *Agent) announceActive() {
 	}
 }
 
-// endAbandoned closes the context of a job whose runner process is gone.
+// endAbandoned closes the contexts of jobs whose runner process is gone.
 func (a *Agent) endAbandoned() {
-	c := a.contexts.active()
-	if c == nil || !c.RunnerGone() {
-		return
+	for _, c := range a.contexts.all() {
+		if c.Open() && c.RunnerGone() {
+			a.closeJob(c, hook.Abandoned)
+		}
 	}
-	if err := a.o.Store.End(c.Key, hook.Abandoned, a.now()); err != nil {
-		a.log.Warn("cannot close the context of a job whose runner is gone", "job", c.Key, "error", err)
-	}
-	a.jobEnd(*c, hook.Abandoned)
 }
 
-// endWithJob closes the job that an agent of the hooks was started for, where it is
-// asked to stop before the job's end: the pod or the machine is going down, and no
-// job-completed hook may come.
+// endWithJob closes the jobs that run while an agent of the hooks is asked to stop: the
+// pod or the machine is going down, and no job-completed hook may come.
 func (a *Agent) endWithJob() {
 	a.endAbandoned()
-	c := a.contexts.active()
-	if c == nil || !a.o.ExitOnJobEnd {
-		return
+	for _, c := range a.contexts.all() {
+		if c.Open() && a.o.ExitOnJobEnd {
+			a.closeJob(c, hook.Shutdown)
+		}
 	}
-	if err := a.o.Store.End(c.Key, hook.Shutdown, a.now()); err != nil {
-		a.log.Warn("cannot close the context of the running job", "job", c.Key, "error", err)
+}
+
+func (a *Agent) closeJob(c hook.Context, outcome string) {
+	if err := a.o.Store.End(c.Key, outcome, a.now()); err != nil {
+		a.log.Warn("cannot close the context of a job", "job", c.Key, "outcome", outcome, "error", err)
 	}
-	a.jobEnd(*c, hook.Shutdown)
+	a.jobEnd(c, outcome)
 }
 
 // jobStart records that a job began. The id is derived, so that a second agent for
@@ -390,7 +391,11 @@ func (a *Agent) jobStart(c hook.Context) {
 // jobEnd records that a job ended, and lets the agent end with it.
 func (a *Agent) jobEnd(c hook.Context, outcome string) {
 	a.recordJobEnd(c, outcome)
-	if a.o.ExitOnJobEnd {
+	// Another runner of this machine may have a job of its own, whose calls come here.
+	others := slices.ContainsFunc(a.contexts.all(), func(o hook.Context) bool {
+		return o.Key != c.Key && o.Open() && o.RunnerPID > 0 && !o.RunnerGone()
+	})
+	if a.o.ExitOnJobEnd && !others {
 		a.mu.Lock()
 		a.jobEnded = a.now()
 		a.mu.Unlock()
