@@ -120,12 +120,28 @@ func newRig(t testing.TB, build string, lines ...string) *rig {
 		}
 	})
 	r := &rig{t: t, dir: dir, shim: dir + "/docker", real: dir + "/docker.original", run: dir + "/run"}
+	t.Cleanup(func() { removeCounters(t, r.run+"/spool") })
 	must(t, os.Chmod(dir, 0o755))
 	copyFile(t, bin+"/"+build, r.shim)
 	copyFile(t, bin+"/real", r.real)
 	r.makeSpool()
 	r.configure(lines...)
 	return r
+}
+
+// removeCounters removes what shims counted in the kernel of losses of this spool.
+func removeCounters(t testing.TB, spool string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sysvipc/sem")
+	must(t, err)
+	for line := range strings.Lines(string(b)) {
+		var key, id, mode, n, uid, gid, creator int
+		if _, err := fmt.Sscan(line, &key, &id, &mode, &n, &uid, &gid, &creator); err == nil && int32(key) == handover.LossKey(spool, creator) {
+			if _, _, errno := syscall.Syscall(syscall.SYS_SEMCTL, uintptr(id), 0, 0); errno != 0 { // IPC_RMID
+				t.Errorf("remove the counters of uid %d: %v", creator, errno)
+			}
+		}
+	}
 }
 
 // makeSpool makes the folders below run_dir as an installation does.
@@ -184,6 +200,7 @@ type call struct {
 	dir   string   // default: the rig's
 	under []string // program and arguments that start docker: strace, a seccomp filter
 	path  string   // of the shim where it is not the rig's
+	root  string   // chroot(2), under which the rig has the same path
 }
 
 // outcome is what the caller of docker sees.
@@ -247,6 +264,7 @@ func (r *rig) start(path string, c call) outcome {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr.Chroot = c.root
 	if c.uid != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.uid), Gid: uint32(c.uid)}
 	}
