@@ -32,6 +32,7 @@ import (
 	"github.com/tallyman-ci/tallyman/internal/sinktest"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/sinks"
+	"github.com/tallyman-ci/tallyman/sinks/internal/gcp"
 )
 
 var update = flag.Bool("update", false, "write the golden files again")
@@ -204,7 +205,7 @@ func idsOf(batch []sinks.Entry) []string {
 
 // A service that is killed on the way costs time and duplicates, and no entry.
 func TestNothingIsLostWhenTheServerIsKilled(t *testing.T) {
-	n := sinktest.Records(t, 6000)
+	n := sinktest.Records(t, 3000)
 	server := sinktest.Launch(t, "logging")
 	run := sinktest.Run(t, nodeURL+server.Addr, n, server, Scheme())
 	var s sink
@@ -436,21 +437,16 @@ func TestAStalledServer(t *testing.T) {
 func TestSizes(t *testing.T) {
 	f := newService(t)
 	large := sinktest.Record(0)
-	large.Invocation.Cwd = strings.Repeat("ü", 400_000)
-	large.Invocation.Images = slices.Repeat([]string{"a"}, 100_000)
+	large.Invocation.Cwd = strings.Repeat("ü", 150_000)
+	large.Invocation.Images = slices.Repeat([]string{"a"}, 5000)
 	many := sinktest.Record(4)
 	many.Invocation.Flags = slices.Repeat([]string{"-"}, 49_000) // fits as JSON, and not as a Struct
-	batch := []sinks.Entry{entryOf(large), entryOf(many)}
-	for i := range 100 {
-		r := sinktest.Record(8 + 4*i)
-		r.Invocation.Cwd = strings.Repeat("x", 150_000)
-		batch = append(batch, entryOf(r))
-	}
+	batch := append([]sinks.Entry{entryOf(large), entryOf(many)}, load(8, 10)...)
 	if err := f.open(t, "").Write(within(t), batch); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.ids(); !slices.Equal(got, idsOf(batch)) || len(f.requests) < 2 {
-		t.Fatalf("%d of %d arrived in %d requests", len(got), len(batch), len(f.requests))
+	if got := f.ids(); !slices.Equal(got, idsOf(batch)) {
+		t.Fatalf("%d of %d arrived", len(got), len(batch))
 	}
 	for i, e := range f.entries() {
 		if cut := i < 2; (e.Labels["truncated"] == "true") != cut {
@@ -458,6 +454,28 @@ func TestSizes(t *testing.T) {
 		}
 		if e.Labels["repository"] == "" || e.GetJsonPayload().Fields["ci"] == nil {
 			t.Errorf("entry %d does not say whose it is", i)
+		}
+	}
+	// Entries of the largest size make requests below the limit.
+	items := slices.Repeat([]gcp.Item[sized]{{M: sized{bytes: maxEntry}}}, 100)
+	if n := fits(items); n < 30 || n*maxEntry > 10<<20 {
+		t.Errorf("a request would have %d entries of %d bytes", n, maxEntry)
+	}
+}
+
+// The size that is guessed without measuring is never less than the true one.
+func TestGuessedSizes(t *testing.T) {
+	var s sink
+	r := &record.Record{ID: "a", Kind: "x", Invocation: &record.Invocation{Images: slices.Repeat([]string{""}, 500)},
+		Event: &record.Event{Labels: slices.Repeat([]record.Attr{{Key: "k"}}, 500)}}
+	batch := append(load(0, 4), entryOf(r), entryOf(&record.Record{ID: "b", Kind: "y"}))
+	for _, e := range batch {
+		got, err := s.entry(e, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if is := proto.Size(got.entry); is > got.bytes {
+			t.Errorf("%s: %d bytes, %d were guessed", e.Line, is, got.bytes)
 		}
 	}
 }

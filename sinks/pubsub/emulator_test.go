@@ -85,7 +85,7 @@ func TestEmulator(t *testing.T) {
 	emulator(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	n := sinktest.Records(t, 3000)
+	n := sinktest.Records(t, 1000)
 
 	s := openURL(t, "pubsub://ci-test/records")
 	err := s.Write(ctx, load(0, 1))

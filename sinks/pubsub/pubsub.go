@@ -77,7 +77,7 @@ func open(_ context.Context, t *sinks.Target) (sinks.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sink{topic: "projects/" + project + "/topics/" + topic}
+	s := &sink{topic: "projects/" + project + "/topics/" + topic, limit: maxRequest - room}
 	ordering := t.String("ordering", "none")
 	if s.key = keys[ordering]; s.key == nil && ordering != "none" {
 		return nil, fmt.Errorf("parameter ordering: want none, runner, repository or job, not %q", ordering)
@@ -142,6 +142,7 @@ func connect(ctx context.Context, d gcp.Dial) (connection, error) {
 
 type sink struct {
 	topic string
+	limit int                         // bytes of a request, and of a message
 	key   func(*record.Record) string // nil without ordering
 	call  []gax.CallOption
 
@@ -213,8 +214,8 @@ func (s *sink) message(e sinks.Entry) (*pubsubpb.PubsubMessage, error) {
 	if s.key != nil {
 		m.OrderingKey = cut(s.key(&s.rec))
 	}
-	if size := proto.Size(m); size > maxRequest-room {
-		return nil, fmt.Errorf("the message has %d bytes; Cloud Pub/Sub takes %d", size, maxRequest-room)
+	if size := proto.Size(m); size > s.limit {
+		return nil, fmt.Errorf("the message has %d bytes; Cloud Pub/Sub takes %d", size, s.limit)
 	}
 	return m, nil
 }
@@ -236,7 +237,7 @@ func (s *sink) fits(items []gcp.Item[*pubsubpb.PubsubMessage]) int {
 	size := 0
 	for i, item := range items {
 		size += proto.Size(item.M) + 8 // its tag and length
-		if i > 0 && (i == maxMessages || size > maxRequest-room || item.M.OrderingKey != items[0].M.OrderingKey) {
+		if i > 0 && (i == maxMessages || size > s.limit || item.M.OrderingKey != items[0].M.OrderingKey) {
 			return i
 		}
 	}
