@@ -14,8 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -90,16 +89,7 @@ func LoadCursor(dir, name string) (CursorState, error) {
 
 func readCursor(path string) (CursorState, error) {
 	var s CursorState
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	for err == unix.EINTR {
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return s, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	data, err := statefile.Read(path, 64<<10)
 	if err != nil {
 		return s, err
 	}
@@ -144,15 +134,13 @@ func saveCursor(dir, name string, s CursorState) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := statefile.MakeDir(dir, 0o750); err != nil {
+		return err
+	}
+	if err := statefile.Vacate(temp); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(dir, 0o750); err == nil {
-			f, err = os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		}
-	}
 	if err != nil {
 		return err
 	}
@@ -165,11 +153,11 @@ func saveCursor(dir, name string, s CursorState) error {
 		return err
 	}
 	if oldErr == nil { // a damaged file must not replace a good previous one
-		if err := os.Rename(current, previous); err != nil {
+		if err := statefile.Rename(current, previous); err != nil {
 			return err
 		}
 	}
-	return os.Rename(temp, current)
+	return statefile.Rename(temp, current)
 }
 
 // Cursor is the place of one consumer in the journal. The journal's bound respects

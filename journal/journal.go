@@ -35,6 +35,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -169,7 +170,7 @@ type segment struct {
 // is not registered holds no segment, and loses without being told.
 func Open(dir string, o Options) (*Journal, error) {
 	o.defaults()
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := statefile.MakeDir(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make journal directory: %w", err)
 	}
 	d, err := openFolder(dir)

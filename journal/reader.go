@@ -297,6 +297,9 @@ func (r *Reader) fill() (int, error) {
 		r.end = copy(r.buf, r.buf[r.start:r.end])
 		r.start = 0
 	}
+	if r.damaged {
+		r.skipHole()
+	}
 	for {
 		n, err := unix.Pread(int(r.f.Fd()), r.buf[r.end:], r.off+int64(r.end))
 		if err == unix.EINTR {
@@ -308,6 +311,24 @@ func (r *Reader) fill() (int, error) {
 		r.end += n
 		return n, nil
 	}
+}
+
+// skipHole moves on to the next data of the file where a hole begins (lseek(2),
+// SEEK_DATA): a damaged file can say that it has a terabyte of zeros. What the buffer
+// holds is the end of a damaged line, which zeros cannot complete.
+func (r *Reader) skipHole() {
+	at := r.off + int64(r.end)
+	data, err := unix.Seek(int(r.f.Fd()), at, unix.SEEK_DATA)
+	if err == unix.ENXIO { // nothing but the hole
+		if st, errStat := r.f.Stat(); errStat == nil {
+			data, err = st.Size(), nil
+		}
+	}
+	if err != nil || data <= at+readBuffer {
+		return
+	}
+	r.stats.TornBytes += data - r.off
+	r.off, r.start, r.end, r.searched = data, 0, 0, 0
 }
 
 // atEnd is called where the file has no more bytes. It returns io.EOF, or a record

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -108,6 +109,18 @@ func (d folder) remove(name string) error {
 		return &fs.PathError{Op: "remove", Path: d.path(name), Err: err}
 	}
 	return nil
+}
+
+// vacate removes the file name. What cannot be removed, a directory, is renamed.
+func (d folder) vacate(name string) error {
+	err := d.remove(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM):
+		return d.rename(name, statefile.Aside(name), 0)
+	}
+	return err
 }
 
 func (d folder) rename(from, to string, flags uint) error {
@@ -214,7 +227,7 @@ func (d folder) header(number uint64) (header, bool) {
 // nothing more comes in the one before.
 func (d folder) create(number uint64, first int64, now time.Time) (*LineFile, int64, error) {
 	temp := tempPrefix + ".new"
-	if err := d.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.vacate(temp); err != nil {
 		return nil, 0, err
 	}
 	// Readable for the group: log collectors are let in by it.
@@ -250,7 +263,7 @@ func (d folder) link(number uint64) error {
 		return &fs.PathError{Op: "replace", Path: d.path(linkName), Err: errors.New("it is not a symlink: move it away")}
 	}
 	temp := tempPrefix + ".link"
-	if err := d.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.vacate(temp); err != nil {
 		return err
 	}
 	if err := unix.Symlinkat(segmentName(number), int(d.f.Fd()), temp); err != nil {
@@ -264,6 +277,13 @@ func (d folder) link(number uint64) error {
 func (d folder) lock() (*os.File, error) {
 	for {
 		f, err := d.open(lockName, unix.O_RDWR|unix.O_CREAT, 0o640)
+		if skippable(err) || errors.Is(err, unix.EISDIR) {
+			// No file, so no writer holds it.
+			if err := d.rename(lockName, statefile.Aside(lockName), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
