@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 )
 
 // bufferedEvents is the number of events that dockerd keeps for a replay (eventsLimit in
@@ -31,7 +32,7 @@ type cursor struct {
 // the zero cursor.
 func loadCursor(name string) (cursor, error) {
 	var c cursor
-	data, err := os.ReadFile(name)
+	data, err := statefile.Read(name, 1<<20)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
@@ -54,11 +55,7 @@ func saveCursor(name string, c cursor) error {
 	if err != nil {
 		return fmt.Errorf("encode event cursor: %w", err)
 	}
-	temp := name + ".tmp" // one writer: the streamer that holds the agent's lock
-	err = os.WriteFile(temp, data, 0o600)
-	if err == nil {
-		err = os.Rename(temp, name)
-	}
+	err = statefile.Replace(name, name+".tmp", data) // one writer: the streamer that holds the agent's lock
 	if err != nil {
 		return fmt.Errorf("save event cursor: %w", err)
 	}
