@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -116,7 +117,7 @@ func (s *server) bind() (err error) {
 		}
 	}()
 	temp := s.path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := statefile.Vacate(temp); err != nil {
 		return err
 	}
 	if err := unix.Bind(s.fd, &unix.SockaddrUnix{Name: temp}); err != nil {
@@ -130,7 +131,7 @@ func (s *server) bind() (err error) {
 	if err := unix.Listen(s.fd, backlog); err != nil {
 		return err
 	}
-	return os.Rename(temp, s.path)
+	return statefile.Rename(temp, s.path)
 }
 
 // run receives until ctx ends, then lets the goroutines finish. Watched commands do

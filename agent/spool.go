@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
@@ -86,6 +87,9 @@ type spoolPosition struct {
 	Offset int64  `json:"offset"`
 }
 
+// maxSpoolState bounds what is read of the file with these.
+const maxSpoolState = 16 << 20
+
 const headLength = len(record.Marker) + 36
 
 type spoolFile struct {
@@ -93,10 +97,12 @@ type spoolFile struct {
 	pos   spoolPosition
 	grown time.Time // when there was something new
 	done  bool      // renamed
-	uid   int       // of the file's owner
-	born  time.Time // when the file was made; zero where the file system does not say
-	read  time.Time // when it was last read to its end; zero before
-	more  bool      // the last look did not reach the end
+
+	endless bool      // in a line that was told to be too long
+	uid     int       // of the file's owner
+	born    time.Time // when the file was made; zero where the file system does not say
+	read    time.Time // when it was last read to its end; zero before
+	more    bool      // the last look did not reach the end
 }
 
 // witness is what is known of who wrote the lines from here on: the file's owner, and
@@ -116,7 +122,7 @@ func openSpool(a *Agent) *spool {
 		files: map[string]*spoolFile{}, warned: map[string]bool{},
 		state: spoolState{Read: map[string]spoolPosition{}, Lost: map[string]int64{}},
 	}
-	if b, err := os.ReadFile(s.statePath); err == nil {
+	if b, err := statefile.Read(s.statePath, maxSpoolState); err == nil {
 		// A damaged file costs doubles, which have the same ids.
 		var st spoolState
 		if json.Unmarshal(b, &st) == nil && st.Read != nil && st.Lost != nil {
@@ -421,8 +427,17 @@ func (s *spool) read(name string, file *spoolFile) error {
 				return nil // half a line; the rest may come
 			}
 			// No shim writes lines this long.
-			s.lose("torn_line", "an endless line in "+name, 1)
+			if !file.endless {
+				s.lose("torn_line", "an endless line in "+name, 1)
+				file.endless = true
+			}
 			file.pos.Offset += int64(n)
+			// A file can say that it has a terabyte of zeros (lseek(2), SEEK_DATA).
+			if data, err := unix.Seek(int(file.f.Fd()), file.pos.Offset, unix.SEEK_DATA); err == nil {
+				file.pos.Offset = data
+			} else if st, errStat := file.f.Stat(); err == unix.ENXIO && errStat == nil {
+				file.pos.Offset = st.Size()
+			}
 			continue
 		}
 		var batch []arrival
@@ -448,7 +463,15 @@ func (s *spool) read(name string, file *spoolFile) error {
 		w := file.witness(time.Now())
 		for at := 0; at < end; {
 			length := bytes.IndexByte(buf[at:end], '\n')
-			if r := s.decode(name, buf[at:at+length], file); r != nil {
+			line := buf[at : at+length]
+			if file.endless { // its end, and perhaps a record behind it
+				line = line[max(bytes.LastIndex(line, []byte(record.Marker)), 0):]
+				if !bytes.HasPrefix(line, []byte(record.Marker)) {
+					line = nil
+				}
+				file.endless = false
+			}
+			if r := s.decode(name, line, file); r != nil {
 				share := s.a.stamp(r, w)
 				batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
 			}
@@ -584,12 +607,7 @@ func (s *spool) save() {
 	if err != nil {
 		return
 	}
-	temp := s.statePath + ".new"
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		s.warn(temp, err)
-		return
-	}
-	if err := unix.Rename(temp, s.statePath); err != nil {
+	if err := statefile.Replace(s.statePath, s.statePath+".new", b); err != nil {
 		s.warn(s.statePath, err)
 	}
 }
