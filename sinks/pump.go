@@ -208,7 +208,7 @@ func (p *Pump) Run(ctx context.Context) error {
 	if !errors.Is(err, ErrAbandoned) {
 		errs = append(errs, p.closeSink(ctx))
 	}
-	errs = append(errs, p.cursor.Close(), p.reader.Close(), p.quarantine.close())
+	errs = append(errs, p.cursor.Close(), p.reader.Close(), p.quarantine.sync())
 	p.mu.Lock()
 	p.status.State, p.status.NextTry = StateStopped, time.Time{}
 	p.mu.Unlock()

@@ -33,7 +33,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.agentCommand(), p.eventsCommand(), p.hookCommand(),
 			p.reportCommand(), p.statusCommand(), p.doctorCommand(),
-			p.selftestCommand(), p.benchCommand(),
+			p.replayCommand(), p.selftestCommand(), p.benchCommand(),
 			p.versionCommand(), p.completionCommand(), p.helpCommand(),
 		},
 		// The library adds it only where there is no help command.
