@@ -1,7 +1,6 @@
 package hook
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // Pin is a file that must be what it was when it was installed.
@@ -57,35 +55,6 @@ func (p Pin) check() error {
 
 // maxProblems bounds what a context keeps of them.
 const maxProblems = 16
-
-// pinTime is what the seal of a job may wait for the check of the pinned files: a few
-// milliseconds for twenty megabytes in the page cache.
-const pinTime = 100 * time.Millisecond
-
-// checkPinsIn starts the check, and returns what waits for its outcome. A disk that
-// does not answer keeps the job from nothing.
-func checkPinsIn(ctx context.Context, pins []Pin) (wait func() []string) {
-	if len(pins) == 0 {
-		return func() []string { return nil }
-	}
-	return checkPinsWith(ctx, func() []string { return CheckPins(pins) })
-}
-
-func checkPinsWith(ctx context.Context, check func() []string) (wait func() []string) {
-	done := make(chan []string, 1)
-	go func() { done <- check() }()
-	return func() []string {
-		limit := time.NewTimer(pinTime)
-		defer limit.Stop()
-		select {
-		case problems := <-done:
-			return problems
-		case <-ctx.Done():
-		case <-limit.C:
-		}
-		return []string{"the pinned files could not be checked in time"}
-	}
-}
 
 // CheckOwned returns an error when somebody other than root can replace the file: by
 // writing to it, to a directory above it, or to the target of a link on the way.

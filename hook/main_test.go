@@ -61,6 +61,7 @@ type setup struct {
 	Agent            []string      // another agent
 	Pins             []Pin
 	CompletedTimeout time.Duration
+	StartedTimeout   time.Duration
 	ConnectPanics    bool
 }
 
@@ -88,7 +89,7 @@ func playTool(op string) {
 		RunDir: s.RunDir, StateDir: s.StateDir, Enabled: !s.Off, OffFile: s.OffFile, Canary: 100, Summary: s.Summary,
 		Version: "test", RunnerLabels: []string{"linux"}, Pins: s.Pins, Environ: os.Environ(), Out: os.Stdout,
 		Worker: []string{self, "hook", "work"}, Agent: []string{self, "agent"},
-		CompletedTimeout: s.CompletedTimeout,
+		CompletedTimeout: s.CompletedTimeout, StartedTimeout: s.StartedTimeout,
 		Connect: func(ctx context.Context, socket string) (Agent, error) {
 			if s.ConnectPanics {
 				panic("connect\n::error::boom")

@@ -173,6 +173,25 @@ func (s Store) End(key, outcome string, at time.Time) error {
 	return s.end(&c, outcome, at)
 }
 
+// note keeps the problems of a context that is still open.
+func (s Store) note(c Context) error {
+	kept, err := s.read(c.Key+".json", s.owner())
+	if err != nil || !kept.Open() {
+		return err
+	}
+	kept.Problems = c.Problems
+	temp, err := s.writeTemp(&kept)
+	if err == nil {
+		if err = os.Rename(temp, s.path(c.Key)); err != nil {
+			_ = os.Remove(temp)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("note problems in job context %s: %w", c.Key, err)
+	}
+	return nil
+}
+
 func (s Store) end(c *Context, outcome string, at time.Time) error {
 	if !c.Open() {
 		return nil

@@ -92,7 +92,6 @@ func (o *Options) workOff(ctx context.Context, req request) error {
 // workStarted seals the job and has it announced to a running agent, or starts one,
 // which finds the sealed context by itself.
 func (o *Options) workStarted(ctx context.Context, req request) error {
-	pins := checkPinsIn(ctx, o.Pins)
 	errs := []error{MakeRunDir(o.RunDir), o.removeOffMarker()}
 	c := req.Context
 	if err := enrich(ctx, &c.CI, req.Roots, req.Runner, req.ServerURL); err != nil {
@@ -101,10 +100,6 @@ func (o *Options) workStarted(ctx context.Context, req request) error {
 	store := o.Store()
 	if sinceBoot()-req.Boot > int64(lateAfter) {
 		o.closeLate(store, &c)
-	}
-	c.Problems = pins()
-	for _, p := range c.Problems {
-		errs = append(errs, errors.New(p))
 	}
 	c, err := store.Seal(c)
 	errs = append(errs, err)
@@ -122,7 +117,27 @@ func (o *Options) workStarted(ctx context.Context, req request) error {
 			}
 		}
 	}
-	return errors.Join(append(errs, err)...)
+	errs = append(errs, err, o.tellChanges(ctx, store, c))
+	return errors.Join(errs...)
+}
+
+// tellChanges checks the pinned files, keeps in the context what is wrong with them,
+// and tells the agent. It comes last, and may outlive the hook: reading twenty
+// megabytes takes milliseconds, or on a busy machine more than a job may wait.
+func (o *Options) tellChanges(ctx context.Context, store Store, c Context) error {
+	c.Problems = CheckPins(o.Pins)
+	if len(c.Problems) == 0 {
+		return nil
+	}
+	errs := []error{errors.New(strings.Join(c.Problems, "; ")), store.note(c)}
+	if o.Connect != nil {
+		// An agent that comes later reads it from the context.
+		if a, err := o.await(ctx, agentStart); err == nil {
+			errs = append(errs, a.JobStart(ctx, c))
+			a.Close()
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // closeLate ends a context that a disk held up until its job was over: the next job
