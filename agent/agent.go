@@ -141,11 +141,13 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	flush, cancel := context.WithTimeout(context.Background(), a.o.FlushTimeout)
 	defer cancel()
-	err := a.Flush(flush)
+	err := a.gather(flush)
 	a.endWithJob()
 	stopSources()
 	sourcesDone.Wait()
-	err = errors.Join(err, a.flushSinks(flush)) // what the sources brought at their end
+	// Once, and last: a dead sink takes all of the time, and the others must not be
+	// left with what the sources brought at their end.
+	err = errors.Join(err, a.flushSinks(flush))
 	stopSinks()
 	sinksDone.Wait()
 	err = errors.Join(err, a.close())
@@ -273,10 +275,15 @@ func (a *Agent) close() error {
 // Flush waits until everything that was received is in the journal, durable, and
 // offered to the sinks, or until ctx ends.
 func (a *Agent) Flush(ctx context.Context) error {
+	return errors.Join(a.gather(ctx), a.flushSinks(ctx))
+}
+
+// gather waits until everything that was received is in the journal, durable.
+func (a *Agent) gather(ctx context.Context) error {
 	a.settleEvents(ctx)
 	a.spool.scan()
 	a.intake.retry()
-	return errors.Join(a.journal.Sync(), a.flushSinks(ctx))
+	return a.journal.Sync()
 }
 
 // flushSinks flushes all sinks at the same time: a dead one takes until ctx ends, and
