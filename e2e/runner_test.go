@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -115,6 +116,7 @@ func TestTheKillSwitchOfThePod(t *testing.T) {
 // A runner that is killed runs no job-completed hook (actions/runner#2595). Its next
 // job must not inherit the context.
 func TestTheNextJobAfterAKilledRunner(t *testing.T) {
+	faults.Case(t, "HK-07", "HK-10")
 	r := newRig(t)
 	first := r.job(shopBuild)
 	r.step(first, "__run", 0, "docker version")
@@ -137,6 +139,7 @@ func TestTheNextJobAfterAKilledRunner(t *testing.T) {
 // Where no job follows, the agent sees the end of the runner's process, closes the
 // job and ends.
 func TestTheAgentOutlivesAKilledRunnerForAMomentOnly(t *testing.T) {
+	faults.Case(t, "HK-10")
 	r := newRig(t)
 	j := r.job(shopBuild)
 	r.step(j, "__run", 0, "docker version")
@@ -181,6 +184,7 @@ func TestTheJobIDComesFromTheWorkerLog(t *testing.T) {
 
 // A runner that runs the hook twice for one job has one job in the account.
 func TestTheHookIsIdempotent(t *testing.T) {
+	faults.Case(t, "HK-06", "EV-20")
 	r := newRig(t)
 	j := r.job(shopBuild)
 	env := append(append([]string(nil), r.runner.Env...), j.Context...)
