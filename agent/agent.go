@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/config"
@@ -72,6 +73,8 @@ type Agent struct {
 	pumps    []*sinks.Pump
 	problems []string // what could not be opened and was left out
 
+	opened atomic.Bool // Status may look at all of it
+
 	mu       sync.Mutex
 	jobEnded time.Time // when the job of ExitOnJobEnd ended; zero before
 }
@@ -113,6 +116,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		return errors.Join(err, a.close())
 	}
+	a.opened.Store(true)
 	a.intake.begin()
 	// Receivers stop before what they feed: first sources, then sinks, then journal.
 	sources, stopSources := context.WithCancel(context.Background())

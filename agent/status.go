@@ -36,8 +36,12 @@ type Metrics struct {
 	Dropped metrics.Drops `json:"dropped"`
 }
 
-// Status returns a snapshot.
+// Status returns a snapshot; before Run has opened everything, a short one. It is safe
+// to call at any time.
 func (a *Agent) Status() Status {
+	if !a.opened.Load() {
+		return Status{Version: a.o.Version, PID: os.Getpid(), Started: a.started, Sinks: []sinks.Status{}, Problems: []string{"the agent is starting"}}
+	}
 	st := Status{
 		Version: a.o.Version, PID: os.Getpid(), Started: a.started, Running: a.server.watches.count(),
 		Counts: a.intake.status(), Journal: a.journal.Status(), Problems: a.problems,

@@ -46,6 +46,7 @@ type Config struct {
 	DockerHost      string            // the daemon whose events are recorded; "" asks the environment
 	EventLabels     []string          // container and image labels to keep
 	Statsd          string            // DogStatsD address; "" asks the environment, "off" sends nothing
+	Health          string            // address of /healthz and /metrics, "" for none
 	StatsdTags      []string          // tags of docker.events
 	JournalMaxBytes int64             // the journal's share of the disk
 	SegmentMaxBytes int64             // size at which a segment is closed
@@ -169,6 +170,7 @@ func Keys() []Key {
 		str("docker_host", "The Docker daemon whose events are recorded; empty takes DOCKER_HOST or the default socket.", func(c *Config) *string { return &c.DockerHost }),
 		list("event_labels", "Container and image labels that event records keep.", func(c *Config) *[]string { return &c.EventLabels }),
 		str("statsd", "DogStatsD address (`host:port`, `unix:///path`); empty takes DD_DOGSTATSD_URL or DD_AGENT_HOST, `off` sends nothing.", func(c *Config) *string { return &c.Statsd }),
+		str("health", "Where `/healthz` and Prometheus `/metrics` are answered: `unix:///path` or a loopback `127.0.0.1:9464`; empty is nowhere.", func(c *Config) *string { return &c.Health }),
 		list("statsd_tags", "Tags of `docker.events`. `run_id` starts a new series with every run, which Datadog bills: leave it out on a large fleet.", func(c *Config) *[]string { return &c.StatsdTags }),
 		number("journal_max_bytes", "Space that the journal may take; beyond it the oldest segment goes.", 1<<50, func(c *Config) *int64 { return &c.JournalMaxBytes }),
 		number("segment_max_bytes", "Size at which a journal segment is closed.", 1<<40, func(c *Config) *int64 { return &c.SegmentMaxBytes }),
