@@ -146,3 +146,17 @@ func TestLoadTrustsOnlyItsOwner(t *testing.T) {
 		t.Errorf("a folder: %v", err)
 	}
 }
+
+// A line of sha256sum is a pin as it stands.
+func TestPins(t *testing.T) {
+	sum := strings.Repeat("0aF9", 16)
+	c := Default()
+	problems := Parse(&c, "pin = "+sum+"  /usr/bin/docker\npin = "+sum+" */opt/a file\n"+
+		"pin = "+sum+"\npin = "+sum+" relative\npin = "+sum[1:]+"  /x\npin = "+sum[1:]+"g  /x\npin =\n")
+	if len(c.Pins) != 2 || c.Pins[0] != (Pin{"/usr/bin/docker", sum}) || c.Pins[1].Path != "/opt/a file" {
+		t.Errorf("pins %+v", c.Pins)
+	}
+	if len(problems) != 5 {
+		t.Errorf("problems %+v, want five", problems)
+	}
+}
