@@ -310,7 +310,7 @@ type Attr struct {
 
 // Loss describes records that are missing, and why. A hole is data.
 type Loss struct {
-	// Cause is a short fixed word: stream_gap, daemon_restarted, queue_full, disk_full, disk_cap, torn_line, truncated_file, unreadable_file, cursor_lost, quarantine_full, shim, metrics_dropped, agent_restarted, changed_file.
+	// Cause is a short fixed word: stream_gap, daemon_restarted, queue_full, disk_full, disk_cap, torn_line, truncated_file, unreadable_file, cursor_lost, quarantine_full, shim, metrics_dropped, agent_restarted, rate_limited, changed_file.
 	Cause string `json:"cause,omitempty"`
 	// Count is the number of records lost; -1 where it cannot be known.
 	Count int64 `json:"count,omitempty"`

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/explain"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -36,6 +37,7 @@ type aggregation struct {
 	stopping     map[string]struct{} // containers told to stop, by id
 	images       *images
 
+	book   *explain.Book
 	read   Read
 	cover  CoverageByBasis
 	totals Totals
@@ -55,7 +57,7 @@ type aggregation struct {
 func newAggregation(o Options) *aggregation {
 	a := &aggregation{
 		o: o, top: o.Top,
-		ids: newIDSet(), runs: newIDSet(), images: newImages(),
+		book: explain.New(), ids: newIDSet(), runs: newIDSet(), images: newImages(),
 		pending: make(map[id][]byte), stopping: make(map[string]struct{}),
 		repositories: newTop[Usage](), workflows: newTop[Usage](), jobs: newTop[Usage](),
 		commands: newTop[Command](), failures: newTop[Failure](),
@@ -188,6 +190,11 @@ func (c *Coverage) count(l *line) {
 // invocation counts a call and returns the marks that its end needs.
 func (a *aggregation) invocation(l *line) mark {
 	marks := markCall
+	var images []string
+	for _, raw := range l.invocation.images {
+		images = append(images, string(raw))
+	}
+	a.book.Call(string(l.host), string(l.id), l.ts, string(l.invocation.tool), string(l.invocation.command), images)
 	own := !l.invocation.nested && !l.outsideJob
 	if own {
 		marks |= markOwn
@@ -237,6 +244,7 @@ func (a *aggregation) endLine(l *line, data []byte) {
 		return // a second end of the same call, seen by another agent
 	}
 	*m |= markEnded
+	a.book.End(string(l.host), string(l.end.invocationID), l.ts, string(l.end.source) != "unknown")
 	if *m&markCall != 0 {
 		a.end(l, *m)
 		return
@@ -406,6 +414,7 @@ func (a *aggregation) long(l *line, started time.Time) {
 func (a *aggregation) event(l *line) {
 	e := &l.event
 	stopped := a.stopped(e)
+	a.explain(l)
 	if !a.within(l.ts) || !a.o.Filter.kind(record.KindEvent) {
 		return
 	}
@@ -427,6 +436,19 @@ func (a *aggregation) event(l *line) {
 	case "container":
 		a.container(l, stopped)
 	}
+}
+
+// explain looks whether a recorded call can have caused the event.
+func (a *aggregation) explain(l *line) {
+	e := &l.event
+	at := l.ts
+	if !e.replayed && !e.received.IsZero() {
+		at = e.received // the daemon's clock may be another machine's
+	}
+	a.book.Event(string(l.host), explain.Event{
+		At: at, Type: string(e.typ), Action: string(e.action), Actor: string(e.actorID), Container: string(e.container), Image: string(e.image),
+		Counted: !l.outsideJob && a.within(l.ts) && a.o.Filter.kind(record.KindEvent),
+	})
 }
 
 // stopped follows which containers were told to stop, and says of the end of a
@@ -563,6 +585,8 @@ func missing(cause, source string) (calls, events bool) {
 		return false, false
 	case cause == "disk_cap" && source != "journal": // a sink that was too late, one record for each such sink
 		return false, false
+	case cause == "rate_limited":
+		return source != "events", source == "events"
 	case source == "events" || cause == "stream_gap" || cause == "daemon_restarted":
 		return false, true
 	case cause == "cursor_lost":
@@ -630,6 +654,9 @@ func cut(b []byte) string { return strings.ToValidUTF8(string(clip(b, maxKeyByte
 // result closes the books.
 func (a *aggregation) result() *Report {
 	a.settle()
+	a.book.Settle()
+	explained := a.book.Counts()
+	a.cover.Events.Explained, a.cover.Events.Unattributed = explained.Explained, explained.Unattributed
 	a.totals.NoEnd = a.totals.Calls - a.totals.Ended
 	byCalls := func(x, y *Usage) int {
 		return cmp.Or(cmp.Compare(y.Calls, x.Calls), cmp.Compare(y.ImagesPulled+y.ContainersStarted, x.ImagesPulled+x.ContainersStarted))

@@ -20,6 +20,7 @@ type line struct {
 	id, kind, by []byte
 	ts           time.Time
 	schema       int64
+	host         []byte // its name
 	outsideJob   bool
 	claim        bool // the caller's environment disagreed with the sealed context
 	ci           lineCI
@@ -54,11 +55,12 @@ type lineEnd struct {
 }
 
 type lineEvent struct {
-	typ, action, actorID, image []byte
-	durationNS, signal          int64
-	exitCode                    int64
-	exited                      bool // exitCode is known
-	oom, runnerMade             bool
+	typ, action, actorID, image, container []byte
+	received                               time.Time
+	durationNS, signal                     int64
+	exitCode                               int64
+	exited                                 bool // exitCode is known
+	oom, runnerMade, replayed              bool
 }
 
 type lineLoss struct {
@@ -166,6 +168,11 @@ func recordField(p *parser, l *line, key []byte) (err error) {
 			return nil
 		}
 		return p.object(l, ciField)
+	case "host":
+		if l.host = nil; p.null() {
+			return nil
+		}
+		return p.object(l, hostField)
 	case "claim":
 		l.claim = p.peek() == '{'
 		return p.skip(maxDepth)
@@ -224,6 +231,14 @@ func ciField(p *parser, l *line, key []byte) (err error) {
 		return p.skip(maxDepth)
 	}
 	return err
+}
+
+func hostField(p *parser, l *line, key []byte) (err error) {
+	if string(key) == "name" {
+		l.host, err = p.text()
+		return err
+	}
+	return p.skip(maxDepth)
 }
 
 func invocationField(p *parser, l *line, key []byte) (err error) {
@@ -288,6 +303,12 @@ func eventField(p *parser, l *line, key []byte) (err error) {
 		l.event.signal, err = p.integer()
 	case "oom":
 		l.event.oom, err = p.boolean()
+	case "container":
+		l.event.container, err = p.text()
+	case "received":
+		l.event.received, err = p.time()
+	case "replayed":
+		l.event.replayed, err = p.boolean()
 	case "runner_made":
 		l.event.runnerMade, err = p.boolean()
 	default:

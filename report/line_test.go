@@ -53,6 +53,9 @@ func asLine(r *record.Record) line {
 		l.ci = lineCI{repository: []byte(c.Repository), workflow: []byte(c.Workflow), job: []byte(c.Job), jobID: []byte(c.JobID),
 			jobName: []byte(c.JobName), jobURL: []byte(c.JobURL), runID: []byte(c.RunID), trackingID: []byte(c.TrackingID), runAttempt: c.RunAttempt}
 	}
+	if h := r.Host; h != nil {
+		l.host = []byte(h.Name)
+	}
 	if i := r.Invocation; i != nil {
 		l.invocation = lineInvocation{tool: []byte(i.Tool), command: []byte(i.Command), execError: []byte(i.ExecError), images: asTexts(i.Images), nested: i.Nested}
 	}
@@ -65,7 +68,7 @@ func asLine(r *record.Record) line {
 	}
 	if e := r.Event; e != nil {
 		l.event = lineEvent{typ: []byte(e.Type), action: []byte(e.Action), actorID: []byte(e.ActorID), image: []byte(e.Image),
-			durationNS: e.DurationNS, signal: e.Signal, oom: e.OOM, runnerMade: e.RunnerMade}
+			container: []byte(e.Container), received: e.Received, replayed: e.Replayed, durationNS: e.DurationNS, signal: e.Signal, oom: e.OOM, runnerMade: e.RunnerMade}
 		if e.ExitCode != nil {
 			l.event.exitCode, l.event.exited = *e.ExitCode, true
 		}

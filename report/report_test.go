@@ -239,7 +239,7 @@ func TestCoverage(t *testing.T) {
 	got := build(t, report.Options{}, morning()...).Coverage
 	want := report.CoverageByBasis{
 		Calls:  report.Coverage{Records: 12, WithJob: 11, Sealed: 7, Environment: 3, Inferred: 1, None: 1, OutsideJob: 1, Lost: 7},
-		Events: report.Coverage{Records: 11, WithJob: 11, Sealed: 8, Environment: 3, Lost: 7, LostUnknown: 1},
+		Events: report.Coverage{Records: 11, WithJob: 11, Sealed: 8, Environment: 3, Explained: 10, Unattributed: 1, Lost: 7, LostUnknown: 1},
 	}
 	if got != want {
 		t.Errorf("coverage\n got %+v\nwant %+v", got, want)

@@ -109,12 +109,18 @@ type Coverage struct {
 	Records int64 `json:"records"`
 	// WithJob is the number of records that name a job.
 	WithJob int64 `json:"with_job"`
-	// Sealed, Environment, Inferred and None are how the job was found. None is the
-	// unattributed share.
+	// Sealed, Environment, Inferred and None are how the job was found; None is the
+	// number of records without one.
 	Sealed      int64 `json:"sealed"`
 	Environment int64 `json:"environment"`
 	Inferred    int64 `json:"inferred"`
 	None        int64 `json:"none"`
+	// Explained and Unattributed say of events whether a recorded call of the same
+	// machine can have caused them. What none can was done past the shim, and only its
+	// time says whose it is. A lower bound: what was done past it while a fitting call
+	// ran counts as explained. Events of the daemon itself are neither.
+	Explained    int64 `json:"explained,omitempty"`
+	Unattributed int64 `json:"unattributed"`
 	// Disputed is the number of records whose caller claimed another job than the sealed one.
 	Disputed int64 `json:"disputed"`
 	// OutsideJob is the number of records made while no job was known on the runner.

@@ -33,6 +33,9 @@ func (c Coverage) line(what string) string {
 		fmt.Fprintf(&b, "; sealed %s, environment %s, inferred %s, none %s",
 			share(c.Sealed, c.Records), share(c.Environment, c.Records), share(c.Inferred, c.Records), share(c.None, c.Records))
 	}
+	if n := c.Explained + c.Unattributed; n > 0 {
+		fmt.Fprintf(&b, "; unattributed %s", share(c.Unattributed, n))
+	}
 	fmt.Fprintf(&b, "; lost %s", count(c.Lost))
 	if c.LostUnknown > 0 {
 		fmt.Fprintf(&b, " and %s of unknown size", plural(c.LostUnknown, "hole"))
@@ -282,9 +285,12 @@ func (r *Report) attributionSection() section {
 	row("sealed by the job-started hook", c.Sealed, e.Sealed)
 	row("the caller's environment", c.Environment, e.Environment)
 	row("inferred from the time", c.Inferred, e.Inferred)
-	row("none: unattributed", c.None, e.None)
+	row("none: no job is known", c.None, e.None)
 	if n := c.Disputed + e.Disputed; n > 0 {
 		row("of these: the caller claimed another job", c.Disputed, e.Disputed)
+	}
+	if n := e.Explained + e.Unattributed; n > 0 {
+		s.rows = append(s.rows, []string{"unattributed: no recorded call explains it", "", "", count(e.Unattributed), share(e.Unattributed, n)})
 	}
 	if n := c.OutsideJob + e.OutsideJob; n > 0 {
 		s.rows = append(s.rows, []string{"outside any job (not counted)", count(c.OutsideJob), "", count(e.OutsideJob), ""})

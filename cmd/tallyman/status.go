@@ -108,7 +108,7 @@ func describe(s agent.Status, now time.Time) string {
 	}
 	line("job", "%s", job)
 	c := s.Counts
-	line("records", "%d journaled (%d by socket, %d by spool file, %d ends); %d duplicates, %d refused", c.Records, c.Socket, c.Spooled, c.Ends, c.Duplicates, c.Refused)
+	line("records", "%d journaled (%d by socket, %d by spool file, %d ends); %d duplicates, %d refused, %d beyond a job's share", c.Records, c.Socket, c.Spooled, c.Ends, c.Duplicates, c.Refused, c.Suppressed)
 	line("running", "%d calls whose end is waited for", s.Running)
 	line("journal", "%d segments, %d of at most %d bytes", s.Journal.Segments, s.Journal.Bytes, s.Journal.MaxBytes)
 	switch e := s.Events; {
@@ -118,6 +118,9 @@ func describe(s agent.Status, now time.Time) string {
 		line("events", "%d from docker %s at %s; %d replayed, %d dropped, %d gaps", e.Events, e.ServerVersion, e.Host, e.Replayed, e.Dropped, e.Gaps)
 	default:
 		line("events", "no daemon at %s: %s", e.Host, e.Error)
+	}
+	if n := c.Explained + c.Unattributed; n > 0 {
+		line("", "%d of %d events unattributed: no recorded call explains them", c.Unattributed, n)
 	}
 	switch m := s.Metrics; {
 	case m.Address == "":
