@@ -232,7 +232,9 @@ func (s *spool) tell() {
 // names are the names in the folder. Of a folder that somebody filled with names only
 // some are looked at, but those of root and of the agent's own user always.
 func (s *spool) names() ([]string, error) {
-	d, err := os.Open(s.dir)
+	// Not through a link, as the shim: whoever put it there chooses what is read and
+	// removed. A FIFO would keep a plain open for ever.
+	d, err := os.OpenFile(s.dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
