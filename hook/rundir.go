@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/tallyman-ci/tallyman/internal/statefile"
 )
 
 // MakeRunDir makes the run folder and the spool in it where they are missing. The
@@ -22,7 +24,13 @@ func MakeRunDir(runDir string) error {
 		path string
 		mode fs.FileMode
 	}{{runDir, 0o755}, {filepath.Join(runDir, "spool"), 0o733 | fs.ModeSticky}} {
-		switch err := os.Mkdir(dir.path, 0o700); {
+		err := os.Mkdir(dir.path, 0o700)
+		if st, errStat := os.Stat(dir.path); errors.Is(err, fs.ErrExist) && (errStat != nil || !st.IsDir()) {
+			if statefile.SetAside(dir.path) == nil {
+				err = os.Mkdir(dir.path, 0o700)
+			}
+		}
+		switch {
 		case err == nil:
 			if err := os.Chmod(dir.path, dir.mode); err != nil {
 				return fmt.Errorf("make the run folder: %w", err)
