@@ -112,6 +112,7 @@ func (st *stage) cases() []*transparencyCase {
 
 		{name: "exit codes", ids: []string{"SH-36"}, run: runExitCodes},
 		{name: "death by signals", ids: []string{"SH-37"}, run: runDeaths},
+		{name: "job control in a terminal", ids: []string{"SH-39"}, can: needsTerminal, run: runTerminal},
 		{name: "ignored signals", ids: []string{"SH-41"}, run: signalCase("ignore", "SigIgn")},
 		{name: "blocked signals", ids: []string{"SH-41"}, run: signalCase("block", "SigBlk")},
 		{name: "pending signals", ids: []string{"SH-41"}, run: signalCase("pending", "ShdPnd")},

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -356,10 +357,57 @@ func (d *differences) check(t *testing.T) {
 	for _, row := range d.rows {
 		complete := true
 		for name := range strings.SplitSeq(row.cases, " | ") {
-			complete = complete && (name == "*" || d.ran[name])
+			if name == "*" {
+				name = "plainly"
+			}
+			complete = complete && d.ran[name]
 		}
 		if !row.seen && complete && !t.Failed() {
 			t.Errorf("testdata/differences.tsv: %q is no longer seen in %q; take it out", row.what, row.cases)
 		}
+	}
+}
+
+var updatePage = flag.Bool("update-transparency", false, "write ../docs/transparency.md again")
+
+// TestTransparencyPage: the page says which cases are compared and what differs, as the
+// test above has it.
+func TestTransparencyPage(t *testing.T) {
+	var page strings.Builder
+	page.WriteString("# What a tool sees of the shim\n\n" +
+		"<!-- Written by `go test ./wrapper -run TestTransparencyPage -update-transparency`; a test fails when it is stale. -->\n\n" +
+		"The shim becomes the real tool by `execve` in the same process, so pid and parent stay. `TestTransparency` in `wrapper` starts a probe at one path in the\n" +
+		"ways listed below, directly and through the shim, and compares all that the probe and its parent see: arguments, environment, working\n" +
+		"directory, descriptors with their flags and offsets, limits, ids, capabilities, signals, scheduling, timers, name spaces, control groups, terminal,\n" +
+		"output and wait status (`internal/probe`). A difference that is not in these tables fails the test, and so does one that is no longer seen.\n\n")
+	table := func(heading, text string, builds ...string) {
+		page.WriteString("## " + heading + "\n\n" + text + "\n\n| what differs | why |\n| --- | --- |\n")
+		for _, row := range readDifferences(t).rows {
+			if slices.Contains(builds, row.builds) {
+				page.WriteString("| " + row.what + ". | " + row.why + ". |\n")
+			}
+		}
+		page.WriteString("\n")
+	}
+	table("What differs", "The shim as `make build` makes it:", "both", "lean")
+	page.WriteString("Not compared, because they differ between any two starts: times, addresses, and the counters of processor time and page faults, which the shim's\nown start adds to. `execve` of the path succeeds also where the real tool is missing or damaged; the exit code is 127 or 126 then.\n\n")
+	table("With Go's usual runtime", "With a Go version that `internal/leanbuild` does not know, it builds the shim with the runtime as it is, and says so. Then these come in addition:", "usual")
+	page.WriteString("## The cases\n\n")
+	for _, c := range (&stage{}).cases() {
+		page.WriteString("- " + c.name)
+		if len(c.ids) > 0 {
+			page.WriteString(" (" + strings.Join(c.ids, ", ") + ")")
+		}
+		page.WriteString("\n")
+	}
+	const path = "../docs/transparency.md"
+	if *updatePage {
+		if err := os.WriteFile(path, []byte(page.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != page.String() {
+		t.Errorf("%s is stale (%v): go test ./wrapper -run TestTransparencyPage -update-transparency", path, err)
 	}
 }
