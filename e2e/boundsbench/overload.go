@@ -25,23 +25,47 @@ const (
 	memoryTarget = 64 << 20
 )
 
-// overload sends records as the shim does, at ten times the load, for as long as
+// overload does so with the bounds of a job as they are by default, which hold most of
+// the flood back, and without them.
+func (b *bench) overload(duration time.Duration) error {
+	for _, row := range []struct {
+		name   string
+		config []string
+	}{{"one job, default bounds", nil}, {"no bound of a job", []string{"job_rate = 0"}}} {
+		if err := b.flood(row.name, row.config, duration/2); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flood sends records as the shim does, at ten times the load, for as long as
 // duration, to an agent whose journal is far smaller than that, and whose sink is dead.
 // The commands of all records are this process, which does not end: so the agent also
 // watches as many as it ever does.
-func (b *bench) overload(duration time.Duration) error {
-	ram, err := b.tmpfs("ram", "512m")
+func (b *bench) flood(name string, config []string, duration time.Duration) error {
+	undo := len(b.undo)
+	defer func() {
+		for i := len(b.undo) - 1; i >= undo; i-- {
+			if err := b.undo[i](); err != nil {
+				fmt.Fprintln(os.Stderr, "boundsbench:", err)
+			}
+		}
+		b.undo = b.undo[:undo]
+	}()
+	ram, err := b.tmpfs("ram-"+strings.Fields(name)[0], "512m")
 	if err != nil {
 		return err
 	}
-	dead, err := b.tmpfs("dead", "64k")
+	dead, err := b.tmpfs("dead-"+strings.Fields(name)[0], "64k")
 	if err != nil {
 		return err
 	}
 	if err := fill(dead); err != nil {
 		return err
 	}
-	p, err := b.install("overload", ram, "/bin/true", "journal_max_bytes = 32 MiB", "segment_max_bytes = 4 MiB", "sinks = file://"+dead+"/records.jsonl")
+	p, err := b.install("overload-"+strings.Fields(name)[0], ram, "/bin/true",
+		append(config, "journal_max_bytes = 32 MiB", "segment_max_bytes = 4 MiB", "sinks = file://"+dead+"/records.jsonl")...)
 	if err != nil {
 		return err
 	}
@@ -101,11 +125,17 @@ func (b *bench) overload(duration time.Duration) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("Overload: %d records in %s, %.0f a second (%d wanted), with a dead sink\n", sent.Load(), took.Round(time.Second), float64(sent.Load())/took.Seconds(), wantedRate)
-	fmt.Printf("  acknowledged %d, by queue or append file %d; journaled %d\n", acked.Load(), other.Load(), status.Counts.Records)
+	spent, err := processorTime(a.Pid)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Overload, %s: %d records in %s, %.0f a second (%d wanted), with a dead sink; load %s\n", name, sent.Load(), took.Round(time.Second), float64(sent.Load())/took.Seconds(), wantedRate, load())
+	fmt.Printf("  acknowledged %d, by queue or append file %d; journaled %d, ends and losses too; held back and counted %d\n",
+		acked.Load(), other.Load(), status.Counts.Records, status.Counts.Suppressed)
+	fmt.Printf("  agent's processor time              %6.1f us a record\n", float64(spent.Microseconds())/float64(sent.Load()))
 	fmt.Printf("  agent's memory at its peak (VmHWM)  %6.1f MiB, target %d MiB: ratio %.2f\n", float64(peak)/(1<<20), memoryTarget>>20, float64(peak)/memoryTarget)
 	fmt.Printf("  journal at its peak                 %6.1f MiB, cap %d MiB: ratio %.2f\n", float64(journalPeak)/(1<<20), journalMax>>20, float64(journalPeak)/journalMax)
-	fmt.Printf("  append files at their peak          %6.1f MiB, cap 8 MiB each (uid %d)\n\n", float64(spoolPeak)/(1<<20), os.Getuid())
+	fmt.Printf("  append files at their peak          %6.1f MiB, cap 8 MiB, and as much being read\n\n", float64(spoolPeak)/(1<<20))
 	return nil
 }
 
@@ -133,6 +163,24 @@ func size(dir string) (n int64) {
 		return nil // files come and go
 	})
 	return n
+}
+
+// processorTime is what a process has used, user and system (proc_pid_stat(5)).
+func processorTime(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	var ticks int64
+	for _, text := range f[11:13] {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100 everywhere
 }
 
 // peakMemory is VmHWM of a process in bytes.
