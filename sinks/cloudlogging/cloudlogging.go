@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"strings"
 
 	logging "cloud.google.com/go/logging/apiv2"
@@ -51,21 +50,19 @@ func Scheme() sinks.Scheme {
 	}
 }
 
-var (
-	projectForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
-	// https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry: less than 512
-	// characters once it is escaped.
-	logForm = regexp.MustCompile(`^[A-Za-z0-9/_.-]{1,160}$`)
-)
+// isLog tells whether s may be the name of a log
+// (https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry: less than 512
+// characters once it is escaped, and an escaped one is three).
+func isLog(s string) bool { return gcp.Named(s, 1, 160, "/_.-") }
 
 func open(_ context.Context, t *sinks.Target) (sinks.Sink, error) {
 	project, log := t.URL.Host, strings.TrimPrefix(t.URL.Path, "/")
 	switch {
 	case t.URL.User != nil || t.URL.Opaque != "" || t.URL.Fragment != "":
 		return nil, errors.New("want cloudlogging://project/log, and credentials by the parameter of that name")
-	case !projectForm.MatchString(project):
+	case !gcp.IsProject(project):
 		return nil, fmt.Errorf("want cloudlogging://project/log: %q is not the id of a project", project)
-	case !logForm.MatchString(log):
+	case !isLog(log):
 		return nil, fmt.Errorf("want cloudlogging://project/log: %q is not the name of a log: up to 160 letters, digits and /_.-", log)
 	}
 	d, err := gcp.ParseDial(t)

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -56,21 +55,20 @@ func Scheme() sinks.Scheme {
 	}
 }
 
-var (
-	// https://cloud.google.com/resource-manager/docs/creating-managing-projects
-	projectForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
-	// https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
-	topicForm = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$`)
-)
+// isTopic tells whether s may be the name of a topic
+// (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names).
+func isTopic(s string) bool {
+	return gcp.Named(s, 3, 255, "-._~+%") && gcp.Named(s[:1], 1, 1, "") && (s[0] < '0' || s[0] > '9') && !strings.HasPrefix(strings.ToLower(s), "goog")
+}
 
 func open(_ context.Context, t *sinks.Target) (sinks.Sink, error) {
 	project, topic := t.URL.Host, strings.TrimPrefix(t.URL.Path, "/")
 	switch {
 	case t.URL.User != nil || t.URL.Opaque != "" || t.URL.Fragment != "":
 		return nil, errors.New("want pubsub://project/topic, and credentials by the parameter of that name")
-	case !projectForm.MatchString(project):
+	case !gcp.IsProject(project):
 		return nil, fmt.Errorf("want pubsub://project/topic: %q is not the id of a project", project)
-	case !topicForm.MatchString(topic) || strings.HasPrefix(strings.ToLower(topic), "goog"):
+	case !isTopic(topic):
 		return nil, fmt.Errorf("want pubsub://project/topic: %q is not the name of a topic: 3 to 255 letters, digits and -._~+%%, a letter first and not goog", topic)
 	}
 	d, err := gcp.ParseDial(t)

@@ -3,9 +3,9 @@
 // writes to the table, member by column. Cloud Logging gets the same members as
 // jsonPayload, so that a question is asked in the same words in both places.
 //
-// Columns and the encoder are both made from the struct record.Record when the
-// program starts, so a row has the table's columns and no others. It differs from
-// the record's own line in four places, each because of BigQuery or Pub/Sub:
+// Columns and the encoder are both derived from the struct record.Record, so a row
+// has the table's columns and no others. It differs from the record's own line in
+// four places, each because of BigQuery or Pub/Sub:
 //
 //   - repository and workflow stand at the top too, copied from ci, because a table
 //     can be clustered by top-level columns only;
@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/record"
@@ -75,7 +76,7 @@ const TimeForm = "2006-01-02T15:04:05.000000Z"
 
 // Columns returns the columns of the table, in the order of the record's struct.
 func Columns() []Column {
-	return columnsOf(table)
+	return columnsOf(table())
 }
 
 // Append appends the row of r to dst: one JSON object without a newline. The error
@@ -87,13 +88,13 @@ func Append(dst []byte, r *record.Record) ([]byte, error) {
 	case r.Kind == "":
 		return dst, fmt.Errorf("a row needs a kind")
 	}
-	dst = appendObject(dst, reflect.ValueOf(r).Elem(), table)
+	dst = appendObject(dst, reflect.ValueOf(r).Elem(), table())
 	if r.CI == nil {
 		return dst, nil
 	}
 	dst = dst[:len(dst)-1]
 	ci := reflect.ValueOf(r.CI).Elem()
-	for _, c := range promotedColumns {
+	for _, c := range promotedColumns() {
 		if v := ci.Field(c.index); !v.IsZero() {
 			dst = append(append(append(dst, ','), c.key...), ':')
 			dst = record.AppendString(dst, v.String())
@@ -111,11 +112,14 @@ type column struct {
 	columns []column
 }
 
-// The table is derived from the struct once. Nothing changes it later.
+// The table is derived from the struct once, when it is first wanted: not at the
+// start of the program, which is also that of the hooks. Nothing changes it later.
 var (
-	table           = columns(reflect.TypeFor[record.Record](), required)
-	promotedColumns = slices.DeleteFunc(columns(reflect.TypeFor[record.CI](), nil), func(c column) bool {
-		return !slices.Contains(promoted, c.Name)
+	table           = sync.OnceValue(func() []column { return columns(reflect.TypeFor[record.Record](), required) })
+	promotedColumns = sync.OnceValue(func() []column {
+		return slices.DeleteFunc(columns(reflect.TypeFor[record.CI](), nil), func(c column) bool {
+			return !slices.Contains(promoted, c.Name)
+		})
 	})
 )
 
@@ -167,7 +171,7 @@ func columnsOf(all []column) []Column {
 		c.Column.Fields = columnsOf(c.columns)
 		out = append(out, c.Column)
 		if c.Name == "by" {
-			for _, p := range promotedColumns {
+			for _, p := range promotedColumns() {
 				out = append(out, p.Column)
 			}
 		}

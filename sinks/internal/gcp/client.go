@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"cloud.google.com/go/compute/metadata"
@@ -157,6 +158,8 @@ func (d Dial) Principal(ctx context.Context) string {
 		}
 		return ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // the client would ask again and again
+	defer cancel()
 	email, err := Metadata().EmailWithContext(ctx, "default")
 	if err != nil {
 		return ""
@@ -224,4 +227,20 @@ func (l *Lazy[C]) Close(ctx context.Context, closeClient func(C) error) error {
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+const alphanumeric = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+// Named tells whether s is of min to max letters, digits and the characters of more.
+// (To compile a regular expression with such bounds takes the better part of a
+// millisecond, at each start of the program, the hooks' included.)
+func Named(s string, min, max int, more string) bool {
+	foreign := func(r rune) bool { return !strings.ContainsRune(alphanumeric+more, r) }
+	return len(s) >= min && len(s) <= max && !strings.ContainsFunc(s, foreign)
+}
+
+// IsProject tells whether s may be the id of a project
+// (https://cloud.google.com/resource-manager/docs/creating-managing-projects).
+func IsProject(s string) bool {
+	return Named(s, 3, 63, "-") && s == strings.ToLower(s) && s[0] != '-' && s[len(s)-1] != '-'
 }
