@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallyman-ci/tallyman/events"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 )
@@ -404,9 +405,10 @@ func observeMany(e *Emitter, n int) (worst time.Duration) {
 	return worst
 }
 
-// SP-33: an absent agent costs the caller nothing, and its payloads are counted as
+// An absent agent costs the caller nothing, and its payloads are counted as
 // the client's own telemetry counts them.
 func TestAbsentAgent(t *testing.T) {
+	faults.Case(t, "SP-33")
 	free := listen(t, "udp", "127.0.0.1:0")
 	addr := free.addr
 	free.conn.Close()
@@ -435,8 +437,9 @@ func TestAbsentAgent(t *testing.T) {
 	}
 }
 
-// SP-34: an agent that does not read blocks neither Observe nor, for long, Close.
+// An agent that does not read blocks neither Observe nor, for long, Close.
 func TestStuckAgent(t *testing.T) {
+	faults.Case(t, "SP-34")
 	dir := t.TempDir()
 	gram := filepath.Join(dir, "gram")
 	g, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: gram, Net: "unixgram"})
