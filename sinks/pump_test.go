@@ -19,6 +19,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 )
@@ -228,6 +229,7 @@ func TestPumpWaitsForABatchToFillButNotLong(t *testing.T) {
 // delivered or in quarantine, in order, and those that the sink took twice were
 // taken by attempts that failed.
 func TestPumpWithAFlakySink(t *testing.T) {
+	faults.Case(t, "SP-14")
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, t.TempDir(), journal.Options{MaxSegmentBytes: 50_000})
 		random := rand.New(rand.NewPCG(3, 4))
@@ -288,6 +290,7 @@ func TestPumpWithAFlakySink(t *testing.T) {
 }
 
 func TestQuarantineIsBounded(t *testing.T) {
+	faults.Case(t, "SP-14")
 	b := newBench(t, t.TempDir(), journal.Options{})
 	m := &memory{fail: func(_ int, ids []string) error {
 		var r []Refused
@@ -331,9 +334,10 @@ func readString(t *testing.T, path string) string {
 	return string(data)
 }
 
-// SP-10, SP-16: a sink is down for hours. The attempts become rare, what the server
+// A sink is down for hours. The attempts become rare, what the server
 // asks for is kept, and all is delivered in the end.
 func TestPumpBacksOff(t *testing.T) {
+	faults.Case(t, "SP-16")
 	for _, tt := range []struct {
 		name             string
 		err              error
@@ -386,9 +390,10 @@ func TestPumpBacksOff(t *testing.T) {
 	}
 }
 
-// SP-13: a sink hangs. One that heeds its deadline is tried again; one that does not
+// A sink hangs. One that heeds its deadline is tried again; one that does not
 // is called stuck; neither delays another sink, and the end comes in time.
 func TestHangingSinksDelayNobodyElse(t *testing.T) {
+	faults.Case(t, "SP-13")
 	b := newBench(t, t.TempDir(), journal.Options{})
 	polite, o := 0, b.options("polite")
 	o.Timeout, o.MinBackoff = 20*time.Millisecond, time.Millisecond
@@ -479,8 +484,8 @@ func TestASinkThatPanicsIsTriedAgain(t *testing.T) {
 	}
 }
 
-// SP-27
 func TestFlush(t *testing.T) {
+	faults.Case(t, "SP-27")
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, t.TempDir(), journal.Options{})
 		down := true
@@ -530,9 +535,10 @@ func TestFlush(t *testing.T) {
 	})
 }
 
-// SP-11: a sink is down for longer than the bound of the journal allows. What it
+// A sink is down for longer than the bound of the journal allows. What it
 // lost is told exactly, and the journal keeps to its bound.
 func TestDeadSinkAndTheBoundOfTheJournal(t *testing.T) {
+	faults.Case(t, "SP-11")
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		lost := map[string]int64{}
@@ -650,9 +656,10 @@ func deliverUntilKilled(dir string) {
 	}
 }
 
-// SP-01: the process is killed at random moments. What the journal took reaches the
+// The process is killed at random moments. What the journal took reaches the
 // sink; what comes twice has the same id; nothing else comes.
 func TestKilledWhileDelivering(t *testing.T) {
+	faults.Case(t, "SP-01")
 	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
