@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("JOURNAL_TEST_CRASH"); dir != "" {
 		crashScript(dir)
 	}
+	if dir := os.Getenv("JOURNAL_TEST_POWER"); dir != "" {
+		writeUntilPowerCut(dir)
+	}
 	if dir := os.Getenv("JOURNAL_TEST_FSIZE"); dir != "" {
 		writeUnderLimit(dir)
 	}

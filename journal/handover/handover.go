@@ -76,7 +76,7 @@ func Deliver(t Target, line []byte, uid, euid int) Result {
 	}
 	cause := causeOf(err)
 	if cause == causeRemote || cause == causeDisk || !t.files(uid, euid).countLoss(cause) {
-		countInKernel(t.Spool, uid, cause)
+		countInKernel(t.Spool, cause)
 	}
 	return Lost
 }
@@ -112,16 +112,18 @@ func send(t Target, line []byte) sent {
 	result := queued
 	if pollIn(fd, AckWait) {
 		var ack [1]byte
-		if n, err := syscall.Read(fd, ack[:]); n == 1 && err == nil {
+		n, err := syscall.Read(fd, ack[:])
+		switch {
+		case n == 1 && ack[0] == AckClose:
 			result = acked
-			if ack[0] == AckKeep {
-				// A copy survives execve and closes when the command and all its
-				// children are gone. It is above the standard descriptors, one of
-				// which this socket may have got where the caller left it closed.
-				syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD, 3)
-			}
-		} else if err != syscall.EAGAIN {
-			result = notSent // the agent closed the connection: it does not have it
+		case n == 1 && ack[0] == AckKeep:
+			result = acked
+			// A copy survives execve and closes when the command and all its
+			// children are gone. It is above the standard descriptors, one of
+			// which this socket may have got where the caller left it closed.
+			syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD, 3)
+		case err != syscall.EAGAIN:
+			result = notSent // the agent closed the connection, or it is no agent of ours
 		}
 	}
 	// Closing drops nothing: what lies in the agent's queue stays readable there.

@@ -68,13 +68,11 @@ func causeOf(err error) int {
 	return causeOther
 }
 
-// CountInternalError counts a record of uid that was lost to a defect of the shim
-// itself.
-func CountInternalError(spool string, uid int) { countInKernel(spool, uid, causeInternal) }
+// CountInternalError counts a record that was lost to a defect of the shim itself.
+func CountInternalError(spool string) { countInKernel(spool, causeInternal) }
 
-// CountNoDescriptor counts a record of uid that was lost because no descriptor was
-// free.
-func CountNoDescriptor(spool string, uid int) { countInKernel(spool, uid, causeDescriptors) }
+// CountNoDescriptor counts a record that was lost because no descriptor was free.
+func CountNoDescriptor(spool string) { countInKernel(spool, causeDescriptors) }
 
 // The counters in the kernel are for losses that no file can hold: no folder, a
 // read-only or full file system, no free descriptor. They are a set of System V
@@ -90,7 +88,8 @@ const (
 
 // LossKey is the key of the counters of uid for losses of this spool folder, so that
 // several installations on one machine have counters of their own. The agent looks
-// for it in /proc/sysvipc/sem, where the kernel also says who made a set.
+// for it in /proc/sysvipc/sem, where the kernel also says who made a set: uid is the
+// effective one.
 func LossKey(spool string, uid int) int32 {
 	const offset, prime = 2166136261, 16777619 // FNV-1a
 	h := uint32(offset)
@@ -103,8 +102,8 @@ func LossKey(spool string, uid int) int32 {
 	return int32(h&0x7fffffff | 1) // 0 would be IPC_PRIVATE
 }
 
-func countInKernel(spool string, uid, cause int) {
-	id, _, errno := syscall.RawSyscall(syscall.SYS_SEMGET, uintptr(LossKey(spool, uid)), uintptr(len(Causes)), ipcCreate|LossMode)
+func countInKernel(spool string, cause int) {
+	id, _, errno := syscall.RawSyscall(syscall.SYS_SEMGET, uintptr(LossKey(spool, syscall.Geteuid())), uintptr(len(Causes)), ipcCreate|LossMode)
 	if errno != 0 {
 		return // the one loss that nobody hears of
 	}
