@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -120,7 +121,8 @@ func newRig(t testing.TB, build string, lines ...string) *rig {
 		}
 	})
 	r := &rig{t: t, dir: dir, shim: dir + "/docker", real: dir + "/docker.original", run: dir + "/run"}
-	t.Cleanup(func() { removeCounters(t, r.run+"/spool") })
+	byDefault := config.Default() // for what fails before the configuration is read
+	t.Cleanup(func() { removeCounters(t, r.run+"/spool"); removeCounters(t, byDefault.Spool()) })
 	must(t, os.Chmod(dir, 0o755))
 	copyFile(t, bin+"/"+build, r.shim)
 	copyFile(t, bin+"/real", r.real)
@@ -137,7 +139,7 @@ func removeCounters(t testing.TB, spool string) {
 	for line := range strings.Lines(string(b)) {
 		var key, id, mode, n, uid, gid, creator int
 		if _, err := fmt.Sscan(line, &key, &id, &mode, &n, &uid, &gid, &creator); err == nil && int32(key) == handover.LossKey(spool, creator) {
-			if _, _, errno := syscall.Syscall(syscall.SYS_SEMCTL, uintptr(id), 0, 0); errno != 0 { // IPC_RMID
+			if _, _, errno := syscall.Syscall(syscall.SYS_SEMCTL, uintptr(id), 0, 0); errno != 0 && errno != syscall.EINVAL { // IPC_RMID
 				t.Errorf("remove the counters of uid %d: %v", creator, errno)
 			}
 		}
