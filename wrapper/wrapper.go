@@ -13,7 +13,6 @@
 package wrapper
 
 import (
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -42,7 +41,8 @@ func Main(args, environ []string) int {
 		c.real = execFilename() + ".original" // prepare failed before it knew better
 	}
 	c.record()
-	if c.problem == 0 {
+	if c.problem != errnoSelf {
+		// Also where looking at it failed: the kernel has the last word.
 		c.problem = execReal(c.real, args, c.environ)
 	}
 	return refuse(c.real, c.self, c.problem)
@@ -104,7 +104,7 @@ func (c *start) record() {
 
 func countInternalError(cfg *config.Config) {
 	defer func() { recover() }() // it may be the counting that is defective
-	handover.CountInternalError(cfg.Spool(), syscall.Getuid())
+	handover.CountInternalError(cfg.Spool())
 }
 
 // errnoSelf stands for a real binary that is the shim itself, errnoInterpreter for one
@@ -201,7 +201,7 @@ func loadConfig(s self, secure bool) (cfg config.Config, trusted bool) {
 		cfg, _, err = config.Load(config.DefaultPath, owner)
 	}
 	if err == syscall.EMFILE || err == syscall.ENFILE {
-		handover.CountNoDescriptor(cfg.Spool(), syscall.Getuid())
+		handover.CountNoDescriptor(cfg.Spool())
 	}
 	return cfg, err == nil || err == syscall.ENOENT
 }
@@ -344,9 +344,7 @@ const maxRecord = 16 << 10
 func deliver(t handover.Target, s self, args, environ []string, problem syscall.Errno, argv bool) {
 	uid := syscall.Getuid()
 	r := describe(s, args, environ, uid, argv)
-	if problem != 0 {
-		r.Invocation.ExecError = errnoName(problem)
-	}
+	r.Invocation.ExecError = errnoName(problem)
 	handover.Deliver(t, encode(r, environ), uid, syscall.Geteuid())
 }
 
@@ -496,7 +494,8 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
-// errnoName returns the name of the errors that starting a program gives.
+// errnoName returns the name of the errors that will keep the real tool from
+// starting, and "" for others.
 func errnoName(e syscall.Errno) string {
 	switch e {
 	case syscall.ENOENT:
@@ -508,5 +507,5 @@ func errnoName(e syscall.Errno) string {
 	case errnoSelf:
 		return "ELOOP"
 	}
-	return "errno " + strconv.Itoa(int(e))
+	return ""
 }
