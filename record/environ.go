@@ -72,9 +72,9 @@ func CIFromEnviron(environ []string, max int) *CI {
 		case "RUNNER_TRACKING_ID":
 			field = &ci.TrackingID
 		case "GITHUB_RUN_NUMBER":
-			ci.RunNumber, _ = strconv.ParseInt(value, 10, 64)
+			ci.RunNumber = number(value)
 		case "GITHUB_RUN_ATTEMPT":
-			ci.RunAttempt, _ = strconv.ParseInt(value, 10, 64)
+			ci.RunAttempt = number(value)
 		case "RUNNER_NAME":
 			field = &ci.runner().Name
 		case "RUNNER_OS":
@@ -108,6 +108,15 @@ func CIFromEnviron(environ []string, max int) *CI {
 		ci.ActionRepository, ci.ActionRef = actionFromPath(Clean(actionPath, max))
 	}
 	return &ci
+}
+
+// number is 0 for what is no number, or none that a run could have.
+func number(s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
 }
 
 func (ci *CI) runner() *Runner {
