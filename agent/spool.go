@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/internal/statefile"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/journal/handover"
@@ -563,14 +564,17 @@ func (s *spool) takeKernelCounters() (changed bool) {
 	if err != nil {
 		return false // a kernel without System V semaphores
 	}
+	byDefault := config.Default()
 	there := map[string]bool{}
 	for line := range strings.Lines(string(b)) {
 		var key, id, mode, n, uid, gid, creator int
 		if _, err := fmt.Sscan(line, &key, &id, &mode, &n, &uid, &gid, &creator); err != nil {
 			continue // the heading
 		}
+		// A shim that could not read its configuration counts for the default run_dir.
 		// mode is printed in octal digits.
-		if n != len(handover.Causes) || strconv.Itoa(mode) != strconv.FormatInt(handover.LossMode, 8) || int32(key) != handover.LossKey(s.dir, creator) {
+		if n != len(handover.Causes) || strconv.Itoa(mode) != strconv.FormatInt(handover.LossMode, 8) ||
+			int32(key) != handover.LossKey(s.dir, creator) && int32(key) != handover.LossKey(byDefault.Spool(), creator) {
 			continue
 		}
 		const getAll = 13 // GETALL of semctl(2)
