@@ -27,6 +27,7 @@ type proofs struct {
 	temp    string // TMPDIR, and below it XDG_RUNTIME_DIR; the caller's
 	runtime string
 	uid     int      // who calls; 0 is the test's own user
+	alone   bool     // on a read-only root, with TMPDIR as the only place to write
 	env     []string // further variables
 }
 
@@ -69,13 +70,29 @@ func (p *proofs) command(ctx context.Context, args ...string) (cmd *exec.Cmd, st
 	cmd = exec.CommandContext(ctx, filepath.Join(p.bin, "tallyman"), args...)
 	cmd.Env = append([]string{"PATH=/usr/bin:/bin", "TMPDIR=" + p.temp, "XDG_RUNTIME_DIR=" + p.runtime}, p.env...)
 	cmd.Dir = "/"
-	if p.uid != 0 {
+	switch {
+	case p.alone:
+		cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", readOnlyRoot, "sh", p.temp, fmt.Sprint(p.uid)}, cmd.Args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	case p.uid != 0:
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(p.uid), Gid: uint32(p.uid)}}
 	}
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	return cmd, stdout, stderr
 }
+
+// readOnlyRoot becomes $3 as the user $2 without any capability, where nothing but the
+// folder $1 can be written to.
+const readOnlyRoot = `set -e
+mount --bind "$1" "$1"
+mount -t tmpfs -o ro tmpfs /dev/shm
+mount -o remount,bind,ro /
+uid=$2
+shift 2
+if touch /tmp/written /dev/shm/written 2>/dev/null; then echo "the root can be written to" >&2; exit 99; fi
+exec setpriv --reuid "$uid" --regid "$uid" --clear-groups --bounding-set -all --no-new-privs "$@"
+`
 
 // run runs it to the end, and sees that nothing is left.
 func (p *proofs) run(args ...string) (code int, stdout, stderr string) {
@@ -158,14 +175,15 @@ const unprivileged = 64321
 
 func TestSelfTestOfASoundInstallation(t *testing.T) {
 	for _, row := range []struct {
-		name string
-		uid  int
-		args []string
+		name  string
+		uid   int
+		alone bool
+		args  []string
 		// what must really have been tried
 		least []string
 	}{
-		{"as root with file systems of its own", 0, []string{"--thorough"}, selftest.IDs()},
-		{"without root", unprivileged, nil, []string{"shim", "ends", "transparency", "latency", "SH-01", "SH-02", "SH-07", "SH-09", "SH-24", "SH-25", "SH-26", "SH-30", "SH-36", "SH-37",
+		{"as root with file systems of its own", 0, false, []string{"--thorough"}, selftest.IDs()},
+		{"without root on a read-only root", unprivileged, true, nil, []string{"shim", "ends", "transparency", "latency", "SH-01", "SH-02", "SH-07", "SH-09", "SH-24", "SH-25", "SH-26", "SH-30", "SH-36", "SH-37",
 			"SH-43", "SH-44", "SH-45", "SH-46", "SH-56", "SE-01", "SE-03", "HK-01", "HK-03", "HK-13", "HK-15"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -173,6 +191,7 @@ func TestSelfTestOfASoundInstallation(t *testing.T) {
 				need(t, "root, for the self test with file systems and with users of its own")
 			}
 			p := newProofs(t, row.uid)
+			p.alone = row.alone
 			page := p.page(0, row.args...)
 			got := results(page)
 			for _, id := range row.least {

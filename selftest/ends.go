@@ -117,7 +117,7 @@ func endsByPID(p *place) (map[int]*record.End, error) {
 }
 
 // degraded lists what this machine does not give, and why.
-func (r *rig) degraded(e Ends, runDir string) (all []Degraded) {
+func (r *rig) degraded(e Ends) (all []Degraded) {
 	add := func(what, why string, args ...any) { all = append(all, Degraded{what, fmt.Sprintf(why, args...)}) }
 	if r.off != "" {
 		add("everything", "%s: nothing is recorded on this machine, so no record could be looked at", r.off)
@@ -133,14 +133,16 @@ func (r *rig) degraded(e Ends, runDir string) (all []Degraded) {
 	if err := unix.Access("/proc/self/exe", unix.F_OK); err != nil {
 		add("the shim finds itself by the path it was called by", "/proc: %v", err)
 	}
-	if runDir != "" {
+	if runDir := r.o.RunDir; runDir != "" {
 		var st unix.Statfs_t
 		switch err := unix.Statfs(runDir, &st); {
 		case err != nil:
 			add("it is not known what file system the installation's run folder will be on", "%s: %v (the job-started hook or the agent makes it)", runDir, err)
-		case fsType(runDir) != "tmpfs":
-			add("a record that a stalled agent does not acknowledge is not written to a file too, and without an agent a frozen disk holds a command up",
-				"run_dir %s is on %s, not on tmpfs", runDir, fsType(runDir))
+		case fsType(runDir) == "tmpfs":
+		case r.o.SpoolOnDisk:
+			add("a disk that freezes or stalls holds commands up while no agent runs", "run_dir %s is on %s, not on tmpfs, and spool_on_disk is set", runDir, fsType(runDir))
+		default:
+			add("calls while no agent runs are counted, but not recorded", "run_dir %s is on %s, not on tmpfs, and spool_on_disk is not set", runDir, fsType(runDir))
 		}
 	}
 	return all

@@ -55,8 +55,10 @@ type Options struct {
 	Thorough bool
 	// Only are the IDs of the checks to make; none means all.
 	Only []string
-	// RunDir is the run folder of the installation, to judge its file system.
-	RunDir string
+	// RunDir is the run folder of the installation, and SpoolOnDisk its setting of that
+	// name, to judge what its file system means.
+	RunDir      string
+	SpoolOnDisk bool
 	// Version and Commit are this program's.
 	Version, Commit string
 	// Progress is told what is being done; it may be nil.
@@ -160,7 +162,7 @@ func Run(ctx context.Context, o Options) (*Page, error) {
 		say("asking the kernel how commands end")
 		page.Ends, check = r.ends(ctx)
 		page.add(check)
-		page.Degraded = append(page.Degraded, r.degraded(page.Ends, o.RunDir)...)
+		page.Degraded = append(page.Degraded, r.degraded(page.Ends)...)
 	}
 	if wanted("transparency") {
 		say("comparing what a program sees")

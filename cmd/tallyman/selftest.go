@@ -90,7 +90,7 @@ func (p *program) selftest(c *cli.Context) error {
 	if o.Thorough = c.Bool("thorough"); o.Thorough && os.Getenv(privateMounts) == "" {
 		return p.withPrivateMounts(ctx)
 	}
-	o.Duration, o.RunDir = c.Duration("duration"), cfg.RunDir
+	o.Duration, o.RunDir, o.SpoolOnDisk = c.Duration("duration"), cfg.RunDir, cfg.SpoolOnDisk
 	if terminalWidth(p.stderr) > 0 {
 		o.Progress = func(doing string) { fmt.Fprintf(p.stderr, "\r\x1b[Ktallyman: %s", doing) }
 	}
