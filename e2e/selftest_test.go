@@ -169,9 +169,9 @@ func results(page selftest.Page) map[string]selftest.Check {
 	return all
 }
 
-// unprivileged is a user that no machine has, so that what is its own can only be the
-// test's.
-const unprivileged = 64321
+// unprivileged is a user that no machine has and no other run of the tests, so that
+// what is its own can only be this run's.
+var unprivileged = 55000 + os.Getpid()%4000
 
 func TestSelfTestOfASoundInstallation(t *testing.T) {
 	for _, row := range []struct {
