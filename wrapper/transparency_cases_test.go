@@ -19,6 +19,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/internal/probe"
+	"github.com/tallyman-ci/tallyman/internal/ptytest"
 )
 
 // nobody is a user id that no process of this machine has.
@@ -112,7 +113,7 @@ func (st *stage) cases() []*transparencyCase {
 
 		{name: "exit codes", ids: []string{"SH-36"}, run: runExitCodes},
 		{name: "death by signals", ids: []string{"SH-37"}, run: runDeaths},
-		{name: "job control in a terminal", ids: []string{"SH-39"}, can: needsTerminal, run: runTerminal},
+		{name: "job control in a terminal", ids: []string{"SH-39"}, can: func(t *testing.T) { ptytest.Require(t) }, run: runTerminal},
 		{name: "ignored signals", ids: []string{"SH-41"}, run: signalCase("ignore", "SigIgn")},
 		{name: "blocked signals", ids: []string{"SH-41"}, run: signalCase("block", "SigBlk")},
 		{name: "pending signals", ids: []string{"SH-41"}, run: signalCase("pending", "ShdPnd")},
