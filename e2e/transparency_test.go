@@ -2,15 +2,19 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
+	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/ptytest"
 )
 
 // What a caller sees of docker is the same with and without us, byte for byte.
@@ -112,6 +116,53 @@ func TestASignalEndsDockerAsWithoutTheShim(t *testing.T) {
 		if status[0] != status[1] {
 			t.Errorf("%v: wait status %#x through the shim, %#x without", sig, status[1], status[0])
 		}
+	}
+}
+
+// SH-39: a user works in a container at a terminal. docker changes the terminal's settings
+// for that time, follows the size of the window, and puts all back. The keys are the
+// container's.
+func TestDockerOnATerminal(t *testing.T) {
+	faults.Case(t, "SH-39")
+	ptytest.Require(t)
+	r := newRig(t)
+	if _, err := r.daemon.Docker(t.Context(), "pull", image); err != nil {
+		t.Fatal(err)
+	}
+	var seen [2][]string
+	for i, path := range []string{r.inst.Shim() + ".original", r.inst.Shim()} {
+		term := ptytest.Open(t, t.TempDir(), append([]string{"DOCKER=" + path, "INSIDE=inside: "}, r.runner.Env...)...)
+		note := func(what string, value any) { seen[i] = append(seen[i], fmt.Sprintf("%s: %v", what, value)) }
+		term.WaitFor(ptytest.Prompt)
+		before := term.Settings()
+		note("settings", before)
+		term.Write("$DOCKER run --rm -it -e PS1=\"$INSIDE\" " + image + " sh\n")
+		term.WaitFor("inside: ")
+		note("settings meanwhile", term.Settings())
+		term.Resize(123, 45)
+		term.Until("the new size", func() bool { // docker hears of it by a signal
+			term.Write("stty size\n")
+			return string(term.WaitFor(`stty size\r\n([^\r]*)\r\n`)[1]) == "45 123"
+		})
+		term.Write("echo sta''rted; sleep 1000\n")
+		term.WaitFor("started\r\n")
+		term.Write("\x03")
+		term.WaitFor("inside: ")
+		term.Write("echo got $?\n")
+		note("code after Ctrl-C in the container", string(term.WaitFor(`got ([0-9]+)\r\n`)[1]))
+		term.Write("tty; exit 42\n")
+		note("terminal in the container", string(term.WaitFor(`(/dev/\S+)\r\n`)[1]))
+		note("exit code", term.ExitCode())
+		if term.Settings() != before {
+			t.Errorf("%s left other settings", path)
+		}
+		term.HangUp()
+	}
+	if !slices.Equal(seen[0], seen[1]) {
+		t.Errorf("directly %q, through the shim %q", seen[0], seen[1])
+	}
+	if len(seen[0]) != 5 || seen[0][4] != "exit code: 42" {
+		t.Errorf("%q", seen[0])
 	}
 }
 
