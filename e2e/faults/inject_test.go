@@ -250,7 +250,7 @@ func TestEachSystemCallFails(t *testing.T) {
 func TestExecFails(t *testing.T) {
 	needRoot(t)
 	needStrace(t)
-	faults.Case(t, "SH-25")
+	faults.Case(t, "SH-64")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		fail := func(errno string) outcome {
 			return r.start(r.shim, call{under: []string{"strace", "-qq", "-o", "/dev/null", "-e", "inject=execve:error=" + errno + ":when=1"}})
@@ -286,7 +286,7 @@ func TestPanic(t *testing.T) {
 	}[runtime.GOARCH]
 	for _, build := range builds {
 		t.Run(build, func(t *testing.T) {
-			faults.Case(t, "SH-60", "SE-06")
+			faults.Case(t, "SH-60", "SH-62", "SE-06")
 			program, err := os.ReadFile(bin + "/" + build)
 			must(t, err)
 			file, err := elf.NewFile(bytes.NewReader(program))

@@ -427,6 +427,7 @@ func TestWhoConfigures(t *testing.T) {
 		}, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			faults.Case(t, "SH-63")
 			eachBuild(t, func(t *testing.T, r *rig) {
 				path := r.dir + "/tallyman.conf"
 				must(t, os.Remove(path))

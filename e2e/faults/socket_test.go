@@ -138,7 +138,7 @@ func TestSocketThatNobodyAnswers(t *testing.T) {
 // and inherits nothing from it.
 func TestHostileAgent(t *testing.T) {
 	needRoot(t)
-	faults.Case(t, "SH-46")
+	faults.Case(t, "SH-61")
 	for _, test := range []struct {
 		name   string
 		answer func(fd int)
