@@ -104,7 +104,11 @@ func (x *examination) runDir() {
 	case remote[f.Type]:
 		x.add(Fail, name, x.cfg.RunDir+" is on "+f.Type+", where records of several writers can mix and a call can hang", "choose a run_dir on tmpfs")
 	case f.Type != "tmpfs" && f.Type != "ramfs":
-		x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, a docker call can wait for the disk", "choose a run_dir on tmpfs")
+		if x.cfg.SpoolOnDisk {
+			x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, a docker call can wait for the disk", "choose a run_dir on tmpfs")
+		} else {
+			x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, records are lost, because the shim does not wait for a disk", "choose a run_dir on tmpfs, or set spool_on_disk = true")
+		}
 	case f.FreeBytes < 1<<20:
 		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, size(f.FreeBytes)), "free space there, or make the tmpfs larger")
 	default:
