@@ -44,7 +44,11 @@ func command(dir string) int {
 	r := invocation(time.Now())
 	r.Invocation.MonoNS = monotonic()
 	r.CI = record.CIFromEnviron(os.Environ(), record.MaxField)
-	result := handover.Deliver(handover.Target{Socket: dir + "/agent.sock", Spool: dir + "/spool", SpoolMaxBytes: 1 << 20}, record.Append(nil, r), os.Getuid(), os.Geteuid())
+	line := record.Append(nil, r)
+	if other := os.Getenv("AGENT_TEST_LINE"); other != "" {
+		line = []byte(other)
+	}
+	result := handover.Deliver(handover.Target{Socket: dir + "/agent.sock", Spool: dir + "/spool", SpoolMaxBytes: 1 << 20}, line, os.Getuid(), os.Geteuid())
 	fmt.Println(r.ID, result)
 	os.Stdout.Close()
 	if d, ok := strings.CutPrefix(how, "sleep:"); ok {

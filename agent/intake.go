@@ -65,6 +65,7 @@ type arrival struct {
 	r       *record.Record
 	share   string   // the bucket that it is charged to; "" for the agent's own records
 	limiter *limiter // of the bucket
+	size    int      // of the line that came, in bytes
 	from    sender
 
 	verdict verdict
@@ -197,7 +198,7 @@ func (in *intake) takeLocked(arrivals []arrival) error {
 		if a.r.Host == nil {
 			a.r.Host = &in.a.o.Host
 		}
-		if a.share != "" && !a.limiter.admit(a.share, a.r) {
+		if a.share != "" && !a.limiter.admit(a.share, a.r, a.size) {
 			a.verdict = suppressed
 			in.counts.Suppressed++
 			continue

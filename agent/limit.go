@@ -13,6 +13,10 @@ import (
 // the last bucket with all others beyond.
 const maxBuckets = 256
 
+// longLine is the size, in bytes, beyond which a record costs more than one token: 20,000
+// of the 64 KiB that the socket takes would push everybody's records out of the journal.
+const longLine = 4 << 10
+
 // limiter bounds what one job can have recorded, by a token bucket for each: rate
 // tokens come in each second, burst of them fit. What is above is not recorded but
 // counted, and the count is a record of kind loss.
@@ -23,7 +27,8 @@ type limiter struct {
 	now         func() time.Time
 
 	buckets    map[string]*bucket
-	suppressed int64 // in all
+	suppressed int64     // in all
+	looked     time.Time // when forget last looked at all buckets
 }
 
 type bucket struct {
@@ -42,8 +47,9 @@ func newLimiter(source, what string, rate, burst int64, now func() time.Time) *l
 	return &limiter{source: source, what: what, rate: float64(rate), burst: math.Max(float64(burst), 1), now: now, buckets: make(map[string]*bucket)}
 }
 
-// admit takes a token of a bucket for r, or counts r as suppressed.
-func (l *limiter) admit(key string, r *record.Record) bool {
+// admit takes a token of a bucket for r, or counts r as suppressed. A line of size
+// bytes that is longer than any honest one costs as many tokens as it has pages of it.
+func (l *limiter) admit(key string, r *record.Record, size int) bool {
 	if l.rate <= 0 {
 		return true
 	}
@@ -60,8 +66,8 @@ func (l *limiter) admit(key string, r *record.Record) bool {
 		}
 	}
 	b.fill(l, now)
-	if b.tokens >= 1 {
-		b.tokens--
+	if cost := float64(1 + size/longLine); b.tokens >= math.Min(cost, l.burst) {
+		b.tokens -= cost
 		return true
 	}
 	if b.count == 0 {
@@ -90,6 +96,10 @@ func (b *bucket) fill(l *limiter, now time.Time) {
 // forget gives up the buckets that are full and owe no loss: a new one would be the
 // same. It says whether there were any.
 func (l *limiter) forget(now time.Time) bool {
+	if passed := now.Sub(l.looked); passed >= 0 && passed < time.Second {
+		return false
+	}
+	l.looked = now
 	before := len(l.buckets)
 	for key, b := range l.buckets {
 		if b.fill(l, now); b.tokens >= l.burst && b.count == 0 {

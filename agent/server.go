@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -283,7 +284,7 @@ func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share s
 		}
 	}
 	share = s.a.stamp(r, w)
-	arrivals := []arrival{{r: r, share: share, limiter: s.a.intake.calls, from: sender{pid: int32(w.pid)}}}
+	arrivals := []arrival{{r: r, share: share, limiter: s.a.intake.calls, size: len(line), from: sender{pid: int32(w.pid)}}}
 	if s.a.intake.take(arrivals) != nil {
 		return nil, "" // no answer: the shim's append file takes it
 	}
@@ -325,7 +326,17 @@ func (a *Agent) decodeInvocation(line []byte, r *record.Record) error {
 	if r.Event != nil || r.End != nil || r.Loss != nil || r.Job != nil || r.Claim != nil {
 		return errors.New("more than an invocation in one record")
 	}
-	if deep(r.Unknown) {
+	unknown := [][]byte{r.Unknown, r.Invocation.Unknown}
+	if r.CI != nil {
+		unknown = append(unknown, r.CI.Unknown)
+		if r.CI.Runner != nil {
+			unknown = append(unknown, r.CI.Runner.Unknown)
+		}
+	}
+	if r.Host != nil {
+		unknown = append(unknown, r.Host.Unknown)
+	}
+	if slices.ContainsFunc(unknown, deep) {
 		return errors.New("nested too deeply")
 	}
 	r.ID = id

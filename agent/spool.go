@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -175,6 +176,10 @@ func (s *spool) scan() {
 		return
 	}
 	there := map[string]bool{}
+	// What shims write to comes first: anybody can make any number of the others.
+	slices.SortStableFunc(names, func(a, b string) int {
+		return cmp.Compare(strings.Count(a, "."), strings.Count(b, "."))
+	})
 	for _, name := range names {
 		there[name] = true
 		switch _, kind := spoolName(name); kind {
@@ -301,7 +306,7 @@ func (s *spool) takeFile(name string) (changed bool) {
 	path := filepath.Join(s.dir, name)
 	file := s.files[name]
 	if file == nil {
-		if len(s.files) >= maxOpen {
+		if n := len(s.files); n >= maxOpen || n >= maxOpen/2 && strings.HasSuffix(name, ".done") {
 			return false // at the next scan, when others are done
 		}
 		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -476,7 +481,7 @@ func (s *spool) read(name string, file *spoolFile) error {
 			}
 			if r := s.decode(name, line, file); r != nil {
 				share := s.a.stamp(r, w)
-				batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
+				batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, size: length, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
 			}
 			at += length + 1
 			if len(batch) == spoolBatch || at == end {

@@ -316,6 +316,36 @@ func TestCardinality(t *testing.T) {
 	}
 }
 
+// A job that no hook sealed can call itself anything; with a thousand names it must
+// not make the others nameless.
+func TestClaimedNamesDoNotTakeAllPlaces(t *testing.T) {
+	a := listen(t, "udp", "127.0.0.1:0")
+	e := emitter(t, Options{Addr: a.addr, MaxValues: 10, EventTags: []string{"workflow"}})
+	for i := range 1000 {
+		r := event("image", "pull", "", job(fmt.Sprint("claimed", i)))
+		r.By = record.ByEnvironment
+		e.Observe(r)
+	}
+	for i := range 5 {
+		r := event("image", "pull", "", job(fmt.Sprint("sealed", i)))
+		r.By = record.BySealed
+		e.Observe(r)
+	}
+	values := map[string]bool{}
+	for _, l := range a.flush(t, e) {
+		_, tag, _ := strings.Cut(stripOrigin(l), "|c|#workflow:")
+		values[tag] = true
+	}
+	for i := range 5 {
+		if !values[fmt.Sprint("sealed", i)] {
+			t.Errorf("workflow sealed%d lost its name: %v", i, values)
+		}
+	}
+	if len(values) != 11 {
+		t.Errorf("%d values, want 5 claimed, 5 sealed and the rest: %v", len(values), values)
+	}
+}
+
 func TestAddress(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "dsd.socket")
 	env := func(kv ...string) map[string]string {

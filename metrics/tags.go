@@ -101,7 +101,13 @@ func (t *tagger) tag(r *record.Record, name string) string {
 	cleaned := clean(refine(name, text), maxTag-len(name)-1)
 	known := v.clean[cleaned]
 	if known == nil {
-		if len(v.clean) >= t.max && !v.forget(t.now) {
+		places := t.max
+		if r.By == record.ByEnvironment {
+			// Names that nobody has sealed are any that a job likes to give: they must not
+			// take the places of the names that are known.
+			places = (t.max + 1) / 2
+		}
+		if len(v.clean) >= places && (!v.forget(t.now) || len(v.clean) >= places) {
 			return v.overflow
 		}
 		known = &value{tag: name + ":" + cleaned}
