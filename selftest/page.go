@@ -108,9 +108,9 @@ func (p *Page) Markdown(w io.Writer) error {
 	}
 	if l := p.Latency; l != nil {
 		fmt.Fprintf(&b, "\n## Latency added\n\nTo `%s`, %d rounds, load %s. %s\n\n", cell(report.Safe(l.Command)), l.Rounds, l.Load, l.Method)
-		table("way", "p50, us", "p99, us", "max, us", "ratio of p50 to the shell wrapper's")
+		table("way", "p50, us", "p99, us", "max, us", "processor p50, us", "p99", "max", "ratio of p50 to the shell wrapper's")
 		for _, a := range l.Added {
-			row(a.Name, figure(a.P50), figure(a.P99), figure(a.Max), ratio(a.Ratio))
+			row(a.Name, figure(a.P50), figure(a.P99), figure(a.Max), figure(a.CPU50), figure(a.CPU99), figure(a.CPUMax), ratio(a.Ratio))
 		}
 		for _, text := range l.remarks() {
 			fmt.Fprintf(&b, "\n%s\n", cell(report.Safe(text)))
@@ -208,9 +208,10 @@ func (l *Latency) remarks() []string {
 func Table(rows []Added, ratioOf string) string {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "p50\tp99\tmax\t%s\t \n", ratioOf)
+	fmt.Fprintf(t, "p50\tp99\tmax\tprocessor p50\tp99\tmax\t%s\t \n", ratioOf)
 	for _, a := range rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t  %s\n", figure(a.P50), figure(a.P99), figure(a.Max), ratio(a.Ratio), a.Name)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t  %s\n", figure(a.P50), figure(a.P99), figure(a.Max),
+			figure(a.CPU50), figure(a.CPU99), figure(a.CPUMax), ratio(a.Ratio), a.Name)
 	}
 	t.Flush()
 	return b.String()

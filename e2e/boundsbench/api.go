@@ -86,7 +86,7 @@ func (b *bench) api() error {
 			}
 			for k := range paths {
 				into[k] = append(into[k], times[k]...)
-				medians[i] = append(medians[i], selftest.Summarise("", times[k]).P50)
+				medians[i] = append(medians[i], selftest.Summarise("", times[k], nil).P50)
 			}
 		}
 		for k := range paths {
@@ -96,7 +96,7 @@ func (b *bench) api() error {
 	fmt.Printf("Docker API, microseconds, %d blocks of %d calls each way in turns, %d events made meanwhile, %d seen by the agent; load %s\n", apiBlocks, apiCalls, made.Load(), seen, load())
 	fmt.Printf("  %-24s %10s %10s %10s %10s  %s\n", "", "p50 with", "p50 without", "p99 with", "p99 without", "ratio of p50: median of the blocks (lowest to highest)")
 	for k, path := range paths {
-		w, o := selftest.Summarise("", with[k]), selftest.Summarise("", without[k])
+		w, o := selftest.Summarise("", with[k], nil), selftest.Summarise("", without[k], nil)
 		slices.Sort(ratios[k])
 		fmt.Printf("  %-24s %10.0f %11.0f %10.0f %11.0f  %.2f (%.2f to %.2f), target 1.10\n", path, w.P50, o.P50, w.P99, o.P99,
 			ratios[k][len(ratios[k])/2], ratios[k][0], ratios[k][len(ratios[k])-1])
