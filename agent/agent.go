@@ -73,7 +73,8 @@ type Agent struct {
 	pumps    []*sinks.Pump
 	problems []string // what could not be opened and was left out
 
-	opened atomic.Bool // Status may look at all of it
+	opened  atomic.Bool      // Status may look at all of it
+	sampled map[string]int64 // counters as they were sent to DogStatsD last; used by wait alone
 
 	mu       sync.Mutex
 	jobEnded time.Time // when the job of ExitOnJobEnd ended; zero before
@@ -89,6 +90,8 @@ const (
 	// lives; the job-completed hook does not run when the runner is killed
 	// (actions/runner#2595).
 	watchRunner = 2 * time.Second
+	// gaugesEvery is DogStatsD's own interval of aggregation.
+	gaugesEvery = 10 * time.Second
 )
 
 // New makes an agent. Nothing is opened before Run.
@@ -102,7 +105,7 @@ func New(o Options) *Agent {
 	if o.FlushTimeout == 0 {
 		o.FlushTimeout = 5 * time.Second
 	}
-	return &Agent{o: o, log: o.Logger, now: o.Now, started: o.Now()}
+	return &Agent{sampled: map[string]int64{}, o: o, log: o.Logger, now: o.Now, started: o.Now()}
 }
 
 // Run receives until ctx ends, or, with ExitOnJobEnd, until the job's end; then it
@@ -154,6 +157,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	err = errors.Join(err, a.flushSinks(flush))
 	stopSinks()
 	sinksDone.Wait()
+	a.gauges() // of a job shorter than gaugesEvery too
 	err = errors.Join(err, a.close())
 	if err != nil {
 		a.log.Error("agent ended", "error", err)
@@ -169,6 +173,8 @@ func (a *Agent) wait(ctx context.Context) {
 	defer sync.Stop()
 	runner := time.NewTicker(watchRunner)
 	defer runner.Stop()
+	gauges := time.NewTicker(gaugesEvery)
+	defer gauges.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,6 +185,8 @@ func (a *Agent) wait(ctx context.Context) {
 			}
 		case <-runner.C:
 			a.endAbandoned()
+		case <-gauges.C:
+			a.gauges()
 		}
 		a.mu.Lock()
 		over := !a.jobEnded.IsZero() && a.now().Sub(a.jobEnded) > lingerAfterJob

@@ -1,7 +1,7 @@
 // Package health tells monitoring what the agent does: /healthz for probes and
 // /metrics for Prometheus, on a unix socket or a loopback port.
 //
-//	status of the agent or adopter ─▶ samples (samples.go) ─▶ /metrics, and gauges of DogStatsD
+//	status of the agent or adopter ─▶ samples  ─▶ /metrics
 //	                              └▶ problems ─▶ /healthz
 //
 // It is off unless an address is set, because whatever listens on a runner can be
@@ -23,11 +23,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tallyman-ci/tallyman/agent"
 )
 
 // Report is what a source says at one moment.
 type Report struct {
-	Samples []Sample
+	Samples agent.Samples
 	// Failing says why records cannot be kept; empty is healthy. A sink that is away
 	// is no failure: the journal keeps what it lacks, and a restart would not help.
 	Failing []string

@@ -285,6 +285,41 @@ func (e *Emitter) Observe(r *record.Record) {
 	}
 }
 
+// Gauge sends a number of the agent's own. tags are name:value with values from closed
+// sets, the configured sinks for one.
+func (e *Emitter) Gauge(name string, v float64, tags []string) {
+	if client := e.own(); client != nil {
+		_ = client.Gauge(name, v, cleanTags(tags), 1)
+	}
+}
+
+// Count adds to a counter of the agent's own; see Gauge.
+func (e *Emitter) Count(name string, added int64, tags []string) {
+	if client := e.own(); client != nil {
+		_ = client.Count(name, added, cleanTags(tags), 1)
+	}
+}
+
+// cleanTags makes tags that do not break a DogStatsD line.
+func cleanTags(tags []string) []string {
+	cleaned := make([]string, 0, len(tags))
+	for _, t := range tags {
+		name, value, _ := strings.Cut(t, ":")
+		cleaned = append(cleaned, name+":"+clean(value, maxTag-len(name)-1))
+	}
+	return cleaned
+}
+
+// own is the client for samples that are of no record, or nil.
+func (e *Emitter) own() *statsd.Client {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.target.addr == "" {
+		return nil
+	}
+	return e.client.Load()
+}
+
 // set returns the tags of r by their names. The result is good until the next call;
 // the client copies what it keeps.
 func (e *Emitter) set(r *record.Record, names ...[]string) []string {
