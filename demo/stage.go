@@ -56,7 +56,10 @@ func newStage(ctx context.Context, o options) (_ *stage, err error) {
 			return nil, err
 		}
 	}
-	s.install, err = prefix.Install(o.dir, prefix.Options{Built: o.built, Hooks: o.hooks, Real: s.daemon.CLI()})
+	s.install, err = prefix.Install(o.dir, prefix.Options{
+		Built: o.built, Hooks: o.hooks, Real: s.daemon.CLI(),
+		Config: []string{"spool_on_disk = true"}, // the demo's folder is where the clone is
+	})
 	if err != nil {
 		return nil, err
 	}
