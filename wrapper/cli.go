@@ -497,11 +497,11 @@ func plain(s string) bool {
 
 // image takes what stands where an image is named, and tells whether it is kept.
 func (p *parser) image(ref string) bool {
-	if !validReference(ref) || !p.scrub.keep(ref) {
-		return false
-	}
 	if len(p.images) == maxList {
 		p.clipped = true
+		return false
+	}
+	if !validReference(ref) || !p.scrub.keep(ref) {
 		return false
 	}
 	p.images = append(p.images, ref)

@@ -159,6 +159,7 @@ func (p *parser) emitCount(n int) {
 
 func (p *parser) emitImage(ref string, kept bool) {
 	switch {
+	case !p.whole:
 	case kept:
 		p.emit(ref)
 	case validReference(ref):
@@ -341,6 +342,7 @@ func (s *scrubber) redactMembers(list string, cache bool) string {
 					shown = s.bareName(value, true)
 				case m.kind == asImage && strings.Contains(value, ","):
 					shown = s.imageList(value)
+				case strings.ContainsAny(value, ",=\""): // a list in the list
 				default:
 					shown = s.show(m.kind, value, m.words)
 				}

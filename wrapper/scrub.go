@@ -393,7 +393,10 @@ func (s *scrubber) secrets() {
 			s.blind, s.own = true, index{}
 			return
 		}
-		s.own.width = minNeedle
+		if s.own.width == 0 {
+			s.own.width = minNeedle
+			s.own.items, s.own.next = make([]string, 0, 64), make([]int16, 0, 64)
+		}
 		s.own.add(secret)
 		for shift := range 3 {
 			b := base64Core(secret, shift)
@@ -412,6 +415,9 @@ func (s *scrubber) secrets() {
 		}
 	}
 	for _, kv := range s.environ {
+		if s.blind {
+			return
+		}
 		name, value, ok := strings.Cut(kv, "=")
 		if !ok || len(value) < minNeedle || !secretName(name) {
 			continue
@@ -419,7 +425,7 @@ func (s *scrubber) secrets() {
 		if trimmed := strings.TrimSpace(value); strings.IndexByte(trimmed, '\n') >= 0 {
 			add(trimmed)
 		}
-		for rest := value; rest != ""; {
+		for rest := value; rest != "" && !s.blind; {
 			var line string
 			line, rest, _ = strings.Cut(rest, "\n")
 			line = strings.TrimSpace(line)

@@ -184,6 +184,85 @@ func TestCommandsAgainstTheCLI(t *testing.T) {
 	}
 }
 
+// TestImagesAgainstTheTree compares commands and images with what docker's own command
+// tree, with buildx and compose in it, made of the same command lines. The file is
+// written by internal/gen/clitree -parse.
+func TestImagesAgainstTheTree(t *testing.T) {
+	file, err := os.Open("testdata/argv-tree.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	n := 0
+	for lines := bufio.NewScanner(file); lines.Scan(); n++ {
+		var c struct {
+			Argv    []string
+			Command string
+			Args    []string
+			Flags   map[string]string
+			Error   string
+		}
+		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+			t.Fatal(err)
+		}
+		if c.Error != "" {
+			t.Errorf("the CLI refuses %q: %s", c.Argv, c.Error)
+		}
+		// Where the CLI takes its images from.
+		var want []string
+		values := func(flag string) []string {
+			return strings.FieldsFunc(c.Flags[flag], func(r rune) bool { return strings.ContainsRune(`[]", `, r) })
+		}
+		args := func(from, to int) { want = append(want, c.Args[min(from, len(c.Args)):min(to, len(c.Args))]...) }
+		switch c.Command {
+		case "run", "create", "container run", "container create", "service create", "pull", "push", "image pull", "images", "image ls", "compose publish":
+			args(0, 1)
+		case "commit", "import":
+			args(1, 2)
+		case "tag", "image tag":
+			args(0, 2)
+		case "rmi", "save", "history", "image rm", "image inspect", "manifest create", "manifest annotate", "manifest push", "manifest inspect", "buildx imagetools inspect":
+			args(0, len(c.Args))
+		case "build", "image build", "buildx build":
+			want = append(want, values("tag")...)
+			want = append(want, values("cache-from")...)
+			for _, output := range values("output") {
+				if name, ok := strings.CutPrefix(output, "name="); ok {
+					want = append(want, name)
+				}
+			}
+		case "buildx imagetools create":
+			want = append(values("tag"), c.Args...)
+		case "service update":
+			want = values("image")
+		case "buildx create":
+			for _, option := range values("driver-opt") {
+				if name, ok := strings.CutPrefix(option, "image="); ok {
+					want = append(want, name)
+				}
+			}
+		case "buildx bake":
+			for _, set := range values("set") {
+				if _, name, ok := strings.Cut(set, ".tags="); ok {
+					want = append(want, name)
+				}
+			}
+		}
+		got := parse(c.Argv, &scrubber{}, false)
+		slices.Sort(want)
+		slices.Sort(got.images)
+		if got.command != c.Command || !slices.Equal(got.images, want) {
+			t.Errorf("%q: %q with images %q, want %q with %q", c.Argv, got.command, got.images, c.Command, want)
+		}
+		if slices.Contains(got.flags, unknownFlag) {
+			t.Errorf("%q: a flag that the CLI knows is unknown: %q", c.Argv, got.flags)
+		}
+	}
+	if n < 140 {
+		t.Errorf("only %d command lines read", n)
+	}
+}
+
 func TestWhatIsKeptOfACommandLine(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -338,12 +417,6 @@ func TestRecordsStayShort(t *testing.T) {
 	line, inv := describeLine(t, args, environ)
 	if len(line) > maxRecord || !inv.Truncated || !json.Valid([]byte(line)) {
 		t.Errorf("%d bytes, truncated %v", len(line), inv.Truncated)
-	}
-}
-
-func TestFlagTableIsCurrent(t *testing.T) {
-	if out, err := exec.Command("go", "run", "../internal/gen/flagsgen", "-check").CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
 	}
 }
 
