@@ -16,7 +16,7 @@ import (
 // not start either.
 func MayHang(parent string, paths ...string) []bool {
 	hang := make([]bool, len(paths))
-	mountTypes(paths, hang)
+	mountTypes("/proc/self/mounts", paths, hang)
 	for _, h := range hang {
 		if h {
 			return hang
@@ -38,9 +38,10 @@ func MayHang(parent string, paths ...string) []bool {
 // mounts. Behind it, a hung file system is not recognised.
 const maxMounts = 256 << 10
 
-// mountTypes sets hang[i] where the mount that paths[i] lies in has a remote type.
-func mountTypes(paths []string, hang []bool) {
-	fd, err := syscall.Open("/proc/self/mounts", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+// mountTypes sets hang[i] where the mount that paths[i] lies in has a remote type, by
+// the list of mounts in file.
+func mountTypes(file string, paths []string, hang []bool) {
+	fd, err := syscall.Open(file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
