@@ -171,7 +171,16 @@ func copyFile(t testing.TB, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)
 	must(t, err)
-	must(t, os.WriteFile(to, b, 0o755))
+	writeProgram(t, to, b)
+}
+
+// writeProgram writes a program that is to be executed. A process that another test
+// starts meanwhile would hold the file open for writing (ETXTBSY).
+func writeProgram(t testing.TB, path string, b []byte) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	must(t, os.WriteFile(path, b, 0o755))
 }
 
 // eachBuild runs f with both builds of the shim.

@@ -318,7 +318,7 @@ func TestPanic(t *testing.T) {
 				patched := bytes.Clone(program)
 				copy(patched[at:], fault)
 				must(t, os.Remove(r.shim))
-				must(t, os.WriteFile(r.shim, patched, 0o755))
+				writeProgram(t, r.shim, patched)
 				before, records := counted(), len(r.spooled(0))
 				got := r.start(r.shim, c)
 				if strings.Contains(got.stdout+got.stderr, "secret-canary") {
