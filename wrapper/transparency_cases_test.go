@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,8 +71,8 @@ func (st *stage) cases() []*transparencyCase {
 		{name: "file size 0", ids: []string{"SH-30"}, setup: []string{"limit=FSIZE:0:0"}, sees: map[string]string{"limit FSIZE": "0 0"}, lost: true},
 		{name: "file size 0 and SIGXFSZ blocked", ids: []string{"SH-30"}, setup: []string{"limit=FSIZE:0:0", "block=25"}, sees: map[string]string{"signals blocked": "0000000001000000"}, lost: true},
 		{name: "file size 0 and SIGXFSZ ignored", ids: []string{"SH-30"}, setup: []string{"limit=FSIZE:0:0", "ignore=25"}, sees: map[string]string{"signals ignored": "0000000001000000"}, lost: true},
-		{name: "stack of 256 KB", setup: []string{"limit=STACK:262144:unlimited"}, sees: map[string]string{"limit STACK": "262144 unlimited"}},
-		{name: "stack without limit", setup: []string{"limit=STACK:unlimited:unlimited"}},
+		{name: "stack of 256 KB", setup: []string{"limit=STACK:262144:262144"}, sees: map[string]string{"limit STACK": "262144 262144"}},
+		{name: "stack without limit", setup: []string{"limit=STACK:unlimited:hard"}},
 		{name: "all other limits", setup: []string{"limit=CPU:100:200", "limit=DATA:2000000000:3000000000", "limit=CORE:0:5", "limit=RSS:70000:80000", "limit=NPROC:9000:9001",
 			"limit=MEMLOCK:1:2", "limit=LOCKS:10:20", "limit=SIGPENDING:50:60", "limit=MSGQUEUE:1000:2000", "limit=NICE:0:0", "limit=RTPRIO:0:0", "limit=RTTIME:300000:400000"},
 			sees: map[string]string{"limit CPU": "100 200", "limit RTTIME": "300000 400000"}},
@@ -212,7 +213,9 @@ func (st *stage) startAs(t *testing.T, setup []string, attr *syscall.SysProcAttr
 	cmd.SysProcAttr = attr
 	var out bytes.Buffer
 	cmd.Stdout = &out
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Run(); errors.Is(err, syscall.EPERM) {
+		faults.CannotRun(t, "cannot be set up: "+err.Error())
+	} else if err != nil {
 		t.Fatalf("%v: %s", err, out.Bytes())
 	}
 	return parseState(t, out.Bytes())
@@ -280,7 +283,7 @@ func runDeaths(t *testing.T, st *stage, c *transparencyCase, w way) probe.State 
 			return
 		}
 		defer os.RemoveAll(dir)
-		cmd := st.command([]string{"limit=CORE:unlimited:unlimited", "cwd=" + dir}, st.docker, "kill", strconv.Itoa(n))
+		cmd := st.command([]string{"limit=CORE:hard:hard", "cwd=" + dir}, st.docker, "kill", strconv.Itoa(n))
 		if out, _ := cmd.CombinedOutput(); len(out) > 0 {
 			t.Errorf("%s: signal %d: %s", w.name, n, out)
 		}
@@ -356,7 +359,7 @@ func (st *stage) limitCases() []*transparencyCase {
 			t.Helper()
 			path := strings.ReplaceAll(path, "STAGE", st.dir)
 			see := func(size int) string {
-				cmd := st.command(append(append([]string{"limit=STACK:" + stack + ":unlimited", "cwd=" + st.dir + "/bin"}, setup...), fmt.Sprintf("fill=%d", size)), path)
+				cmd := st.command(append(append([]string{"limit=STACK:" + stack + ":hard", "cwd=" + st.dir + "/bin"}, setup...), fmt.Sprintf("fill=%d", size)), path)
 				var stderr bytes.Buffer
 				cmd.Stderr = &stderr
 				out, err := cmd.Output()
@@ -376,7 +379,9 @@ func (st *stage) limitCases() []*transparencyCase {
 				for _, s := range setup {
 					low -= len(s) + 8
 				}
-				if see(low) == refused || see(high) != refused {
+				at := see(low)
+				mustBeSetUp(t, at)
+				if at == refused || see(high) != refused {
 					t.Fatalf("the limit of arguments is not between %d and %d", low, high)
 				}
 				for high-low > 1 {
@@ -466,7 +471,12 @@ func runInCgroup(controller, fileV2, fileV1, limit string) func(*testing.T, *sta
 			faults.CannotRun(t, "needs a control group with "+controller+": "+err.Error())
 		}
 		defer func() {
-			if err := os.Remove(dir); err != nil {
+			// A process that was waited for may be in the group for a moment more.
+			err := os.Remove(dir)
+			for deadline := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = os.Remove(dir) {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		}()
@@ -491,6 +501,9 @@ func makeCgroup(controller, fileV2, fileV1, limit string) (string, error) {
 		root, file := "/sys/fs/cgroup/"+controller, fileV1
 		if f[1] == "" {
 			root, file = "/sys/fs/cgroup", fileV2
+			if _, err := os.Stat(root + "/unified"); err == nil {
+				root += "/unified"
+			}
 		} else if !slices.Contains(strings.Split(f[1], ","), controller) {
 			continue
 		}
@@ -499,7 +512,13 @@ func makeCgroup(controller, fileV2, fileV1, limit string) (string, error) {
 			if err = os.Mkdir(dir, 0o755); err != nil {
 				continue
 			}
-			if err = os.WriteFile(dir+"/"+file, []byte(limit), 0o644); err == nil {
+			// Not os.WriteFile, which would make the file where there is no such limit.
+			var f *os.File
+			if f, err = os.OpenFile(dir+"/"+file, os.O_WRONLY, 0); err == nil {
+				_, err = f.WriteString(limit)
+				f.Close()
+			}
+			if err == nil {
 				return dir, nil
 			}
 			os.Remove(dir)

@@ -39,10 +39,13 @@ var setups = map[string]func(l *start, v string) error{
 	"lockedCwd": func(_ *start, v string) error { // a parent may no longer be read
 		return first(os.MkdirAll(v+"/below", 0o755), os.Chdir(v+"/below"), os.Chmod(v, 0))
 	},
-	// limit=NOFILE:soft:hard
+	// limit=NOFILE:soft:hard, where "hard" is the hard one as it is
 	"limit": func(_ *start, v string) error {
 		f := strings.Split(v, ":")
-		return unix.Prlimit(0, slices.Index(limits, f[0]), &unix.Rlimit{Cur: limitValue(f[1]), Max: limitValue(f[2])}, nil)
+		resource := slices.Index(limits, f[0])
+		var now unix.Rlimit
+		err := unix.Prlimit(0, resource, nil, &now)
+		return first(err, unix.Prlimit(0, resource, &unix.Rlimit{Cur: limitValue(f[1], now.Max), Max: limitValue(f[2], now.Max)}, nil))
 	},
 
 	"close": func(l *start, v string) error { l.closed = append(l.closed, number(v)); return nil },
@@ -234,9 +237,12 @@ func octal(s string) int {
 	return int(n)
 }
 
-func limitValue(s string) uint64 {
-	if s == "unlimited" {
+func limitValue(s string, hard uint64) uint64 {
+	switch s {
+	case "unlimited":
 		return unix.RLIM_INFINITY
+	case "hard":
+		return hard
 	}
 	return uint64(number(s))
 }
