@@ -198,8 +198,8 @@ func (p *parser) operand(arg string) {
 		p.emitOperand(arg)
 	}
 	p.done = p.done || rest
-	if _, first := p.lookup("|!"); first {
-		p.flagsEnded = true
+	if n == 0 && !p.flagsEnded {
+		_, p.flagsEnded = p.lookup("|!")
 	}
 }
 
@@ -368,7 +368,10 @@ func findFlag(line, flag string) (entry string, ok bool) {
 		}
 		i += from
 		from = i + len(flag)
-		end := from + strings.IndexByte(line[from:]+"|", '|')
+		end := len(line)
+		if bar := strings.IndexByte(line[from:], '|'); bar >= 0 {
+			end = from + bar
+		}
 		rest := line[from:end]
 		// After a long name its short form may follow; after a short one nothing does.
 		if rest == "" || rest[0] == '=' || flag[0] == '|' && rest[0] == '/' {

@@ -647,12 +647,15 @@ func TestRedactionFailsClosed(t *testing.T) {
 }
 
 // BenchmarkRedaction prints the time for each byte of a command line by its length:
-// where it does not grow, nothing is quadratic.
+// where it does not grow, nothing is quadratic. The job has ten secrets, but a hundred
+// where the text is nearly made of them.
 func BenchmarkRedaction(b *testing.B) {
-	environ := hostileEnviron()
 	for _, name := range []string{"images", "build args", "long words", "escapes", "nearly secrets"} {
 		for _, size := range []int{1 << 10, 8 << 10, 64 << 10} {
-			args := hostileLines(size)[name]
+			args, environ := hostileLines(size)[name], hostileEnviron()
+			if name != "nearly secrets" {
+				environ = environ[:10]
+			}
 			b.Run(fmt.Sprintf("%s/%dKiB", strings.ReplaceAll(name, " ", "-"), size>>10), func(b *testing.B) {
 				for b.Loop() {
 					s := scrubber{environ: environ}
