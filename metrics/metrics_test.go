@@ -186,6 +186,7 @@ var hostileWorkflows = []string{
 }
 
 func TestHostileValues(t *testing.T) {
+	faults.Case(t, "SE-10")
 	a := listen(t, "udp", "127.0.0.1:0")
 	e := emitter(t, Options{Addr: a.addr, Tags: jobTags, EventTags: append(slices.Clone(eventTags), jobTags...)})
 	for _, w := range hostileWorkflows {
@@ -270,6 +271,7 @@ func TestRepository(t *testing.T) {
 
 // The closed sets are those of package events, so that neither grows alone.
 func TestClosedSets(t *testing.T) {
+	faults.Case(t, "SE-10")
 	for _, s := range []struct {
 		name string
 		got  map[string]bool
@@ -287,6 +289,7 @@ func TestClosedSets(t *testing.T) {
 }
 
 func TestCardinality(t *testing.T) {
+	faults.Case(t, "SE-10")
 	a := listen(t, "udp", "127.0.0.1:0")
 	now := time.Unix(1_800_000_000, 0)
 	e := emitter(t, Options{Addr: a.addr, MaxValues: 5, EventTags: []string{"workflow"}, Now: func() time.Time { return now }})
