@@ -238,6 +238,13 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/dpkg/diversions", []byte("/a\n/b\n:\n"+root+"/bin/docker\n"+root+"/bin/docker.original\n:\n"), 0o644))
 		}, "package", doctor.OK, "is diverted", ""},
 
+		{"a pinned file was changed", func(t *testing.T, root string, in *doctor.Input) {
+			configure(t, root, "pin = "+strings.Repeat("0", 64)+"  "+root+"/bin/docker")
+		}, "pinned files", doctor.Fail, "/bin/docker", "install them again"},
+		{"a job may replace the program", func(t *testing.T, root string, in *doctor.Input) {
+			in.Program = root + "/bin/docker"
+			must(t, os.Chmod(in.Program, 0o777))
+		}, "program owner", doctor.Warn, "can be replaced by a job", "let root own it"},
 		{"the real binary is gone", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Remove(root+"/bin/docker.original")) },
 			"real docker", doctor.Fail, "exit code 127", "real.docker"},
 		{"the real binary cannot run", func(t *testing.T, root string, in *doctor.Input) {

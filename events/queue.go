@@ -101,8 +101,13 @@ func (q *queue) grow() {
 // lose adds a loss. Losses are never dropped; equal ones that can be counted
 // together are.
 func (q *queue) lose(l record.Loss) {
+	q.loseLater(l)
+	q.ready()
+}
+
+// loseLater is lose for many in a row: the taker is woken by the next ready.
+func (q *queue) loseLater(l record.Loss) {
 	q.mu.Lock()
-	defer q.ready()
 	defer q.mu.Unlock()
 	n := len(q.losses)
 	if n > 0 {

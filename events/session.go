@@ -305,7 +305,7 @@ func (ss *session) unreadable(detail string) {
 	ss.bad++
 	now := ss.reader.s.now().UTC()
 	ss.reader.s.update(func(st *Status) { st.Unreadable++ })
-	ss.reader.s.queue.lose(record.Loss{Cause: "torn_line", Count: 1, Source: source, From: now, To: now, Detail: detail})
+	ss.reader.s.queue.loseLater(record.Loss{Cause: "torn_line", Count: 1, Source: source, From: now, To: now, Detail: detail})
 }
 
 // line takes one line of the stream.

@@ -41,6 +41,7 @@ func TestBareHook(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			faults.Case(t, "HK-18")
 			s := newStage(t)
+			s.StartedTimeout = 20 * time.Second // not the subject here, and the machine may be busy
 			for _, op := range []string{"job-started", "job-completed"} {
 				script := fmt.Sprintf("%s hook %s %s", s.self, op, row.redir)
 				if strings.HasPrefix(row.redir, "|") {
@@ -75,6 +76,7 @@ func TestReadOnlyFolders(t *testing.T) {
 		t.Run(which, func(t *testing.T) {
 			faults.Case(t, "HK-19")
 			s := newStage(t)
+			s.StartedTimeout = 20 * time.Second // not the subject here, and the machine may be busy
 			dir := smallDisk(t)
 			if which == "run" {
 				s.RunDir = filepath.Join(dir, "run")
@@ -226,6 +228,7 @@ func TestClockSetBackInAJob(t *testing.T) {
 func TestFoldersWithSpacesAndNewlines(t *testing.T) {
 	faults.Case(t, "HK-23")
 	s := newStage(t)
+	s.StartedTimeout = 20 * time.Second // not the subject here, and the machine may be busy
 	s.Markdown = "### Docker\n"
 	odd := filepath.Join(s.dir, "my runner\n::error::x")
 	if err := os.Rename(s.root(), odd); err != nil {
@@ -286,6 +289,7 @@ func TestSummaryThatCannotBeWritten(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			faults.Case(t, "HK-24")
 			s := newStage(t)
+			s.StartedTimeout = 20 * time.Second // not the subject here, and the machine may be busy
 			s.NoAgent = true
 			s.Markdown = "docker\n"
 			s.tool("job-started", jobEnv()...)
