@@ -56,7 +56,7 @@ demo: ## Run a real workflow on a private Docker daemon and print its account (r
 	@$(ROOT) $(CACHE)/bin/demo -act $(ACT)
 
 .PHONY: test
-test: setup lint unit e2e demo ## Everything that continuous integration runs
+test: faults-clean setup lint unit e2e demo faults ## Everything that continuous integration runs
 
 .PHONY: unit
 unit: ## Unit tests with the race detector, seeds of the fuzz tests included
@@ -67,6 +67,10 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 e2e: build ## End-to-end tests on a private Docker daemon (root)
 	@mkdir -p $(FAULTS)
 	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 10m $(if $(ROOT),-exec '$(ROOT)') ./e2e/...
+
+.PHONY: faults-clean
+faults-clean:
+	@rm -rf $(FAULTS)
 
 .PHONY: faults
 faults: ## See that every case of the fault catalogue ran in the last make test
@@ -83,6 +87,12 @@ bench: build ## What the shim adds to a command, beside a shell wrapper, in one 
 .PHONY: bench-events
 bench-events: build ## CPU and memory for each daemon event, beside docker events piped into Python
 	$(GO) run ./events/intakebench
+
+# The tests of package sinks with a larger load; the table is in their output.
+.PHONY: bench-sinks
+bench-sinks: ## 100,000 records to each sink, servers killed three times: losses, rate, CPU, memory
+	TALLYMAN_SINK_RECORDS=100000 $(GO) test -p 1 -count 1 -v -timeout 30m -run 'ALoad|Killed|Emulator' \
+		./sinks ./sinks/fluent ./sinks/pubsub ./sinks/cloudlogging | grep -E '^ *\| |^(ok|FAIL|---)'
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz test for FUZZTIME (20s)
