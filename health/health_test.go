@@ -226,3 +226,40 @@ func TestASilentClient(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// docs/operations.md names every metric; `_total` after a comma stands for a name with
+// the first one's beginning.
+func TestMetricsAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for line := range strings.Lines(string(doc)) {
+		cell, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
+		if !ok || !strings.HasPrefix(cell, "`tallyman_") {
+			continue
+		}
+		first := ""
+		for _, name := range strings.Split(cell, ", ") {
+			name = strings.Trim(name, "`")
+			if rest, ok := strings.CutPrefix(name, "_"); ok {
+				// tallyman_records_total, _refused_total; tallyman_sink_up, _retries_total
+				name = first + "_" + rest
+			} else if first = name[:strings.LastIndexByte(name, '_')]; strings.HasPrefix(name, "tallyman_events_") {
+				first = "tallyman_events"
+			}
+			documented[name] = true
+		}
+	}
+	var all []agent.Sample
+	for _, r := range []Report{OfAgent(busy, host), OfAdopter(adopt.Status{Journals: []adopt.Journal{{Sinks: busy.Sinks}}}, "1")} {
+		all = append(all, r.Samples...)
+	}
+	for _, s := range all {
+		if !documented[s.Name] {
+			t.Errorf("docs/operations.md does not name %s", s.Name)
+		}
+		documented[s.Name] = true
+	}
+}
