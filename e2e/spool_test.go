@@ -157,11 +157,11 @@ func TestFullDiskBalances(t *testing.T) {
 // what the journal's bound costs is counted exactly.
 func TestOverload(t *testing.T) {
 	faults.Case(t, "SP-19")
-	records := 12_000
+	records := 6_000
 	if os.Getenv(inject.AllVariable) == "all" {
 		records = 300_000 // 5,000 a second for a minute
 	}
-	l := alone(t, shm(t), "journal_max_bytes = 2MiB", "segment_max_bytes = 128KiB", "sinks = stdout:?batch_records=50&batch_delay=5ms&name=slow")
+	l := alone(t, shm(t), "journal_max_bytes = 1MiB", "segment_max_bytes = 64KiB", "sinks = stdout:?batch_records=50&batch_delay=5ms&name=slow")
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

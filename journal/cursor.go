@@ -171,11 +171,12 @@ type Cursor struct {
 
 	saving sync.Mutex // held over a save; before mu
 
-	mu    sync.Mutex
-	state CursorState // Position: everything before it is delivered
-	taken Position    // everything before it was given out by Take
-	floor Position    // everything before it is gone from the journal
-	saved CursorState
+	mu     sync.Mutex
+	state  CursorState // Position: everything before it is delivered
+	taken  Position    // everything before it was given out by Take
+	floor  Position    // everything before it is gone from the journal
+	saved  CursorState
+	toTell []record.Loss // of state.Untold, those that nobody is telling yet
 }
 
 // OpenCursor opens the cursor name, whose file is in dir, and registers it with the
@@ -213,7 +214,7 @@ func (j *Journal) OpenCursor(dir, name string) (*Cursor, error) {
 		return nil, fmt.Errorf("open cursor %s: %w", name, ErrCursorInUse)
 	}
 	state.Seq = max(j.total-left, 0)
-	c.state, c.taken = state, state.Position
+	c.state, c.taken, c.toTell = state, state.Position, state.Untold
 	j.cursors[name] = c
 	j.mu.Unlock()
 	if len(state.Untold) > 0 {
@@ -235,12 +236,12 @@ func (j *Journal) save(c *Cursor) {
 // the next save: a process that is killed before leaves them to the next one, which
 // tells them word for word.
 func (j *Journal) report(cursors []*Cursor) {
-	untold := make([][]record.Loss, len(cursors))
+	told := make([][]record.Loss, len(cursors))
 	for i, c := range cursors {
 		c.mu.Lock()
-		untold[i] = slices.Clone(c.state.Untold)
+		told[i], c.toTell = c.toTell, nil // two appenders may be here at once
 		c.mu.Unlock()
-		for _, l := range untold[i] {
+		for _, l := range told[i] {
 			j.lose(l)
 		}
 	}
@@ -248,7 +249,7 @@ func (j *Journal) report(cursors []*Cursor) {
 	for i, c := range cursors {
 		c.mu.Lock()
 		c.state.Untold = slices.DeleteFunc(slices.Clone(c.state.Untold), func(l record.Loss) bool {
-			return slices.ContainsFunc(untold[i], func(told record.Loss) bool { return sameLoss(l, told) })
+			return slices.ContainsFunc(told[i], func(t record.Loss) bool { return sameLoss(l, t) })
 		})
 		c.mu.Unlock()
 	}

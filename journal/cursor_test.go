@@ -326,6 +326,83 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// Several append while the bound takes segments: each loss is told once, and the
+// books balance, with the loss records that the listener appends.
+func TestBoundWithManyAppenders(t *testing.T) {
+	faults.Case(t, "SP-11")
+	dir := t.TempDir()
+	var j *Journal
+	var mu sync.Mutex
+	told := map[string]bool{}
+	id := 0
+	j = open(t, filepath.Join(dir, "journal"), Options{MaxSegmentBytes: 3000, MaxBytes: 30_000, OnLoss: func(l record.Loss) {
+		mu.Lock()
+		if told[l.Detail] {
+			t.Errorf("told twice: %+v", l)
+		}
+		told[l.Detail] = true
+		id++
+		r := record.Record{ID: fmt.Sprintf("loss-%d", id), TS: l.To, Kind: record.KindLoss, Loss: &l}
+		mu.Unlock()
+		if err := j.Append(record.Append(nil, &r)); err != nil {
+			t.Error(err)
+		}
+	}})
+	a := consume(t, j, filepath.Join(dir, "cursors"), "a")
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 80 {
+				if err := j.Append(line(fmt.Sprintf("w%d-%d", w, i), 500)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	written := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(written)
+	}()
+	var delivered, lost int64
+	for {
+		over := false
+		select {
+		case <-written:
+			over = a.c.Behind() == 0
+		default:
+		}
+		l, err := a.r.Next()
+		if errors.Is(err, io.EOF) {
+			if over {
+				break
+			}
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, ok := a.c.Take(l); !ok {
+			if err := a.r.Seek(at); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		delivered++
+		if l.Kind() == record.KindLoss {
+			lost += counted(l, "a")
+		}
+		a.c.Advance(l.Next, 1)
+		if delivered%7 == 0 {
+			time.Sleep(2 * time.Millisecond) // too slow for the writers
+		}
+	}
+	if total := j.Status().Records; delivered+lost != total || lost == 0 {
+		t.Errorf("%d delivered and %d lost of %d", delivered, lost, total)
+	}
+}
+
 func diskUse(t *testing.T, dir string) (n int64) {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, segmentPrefix+"*"))

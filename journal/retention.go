@@ -95,6 +95,7 @@ func (c *Cursor) drop(floor Position) (lost bool, err error) {
 	c.state.Lost += records
 	c.state.LostTo = floor
 	c.state.Untold = append(slices.Clone(c.state.Untold), loss)
+	c.toTell = append(slices.Clone(c.toTell), loss)
 	return true, err
 }
 
