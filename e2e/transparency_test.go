@@ -142,9 +142,10 @@ func TestDockerOnATerminal(t *testing.T) {
 		term.Resize(123, 45)
 		term.Until("the new size", func() bool { // docker hears of it by a signal
 			term.Write("stty size\n")
-			return string(term.WaitFor(`stty size\r\n([^\r]*)\r\n`)[1]) == "45 123"
+			// The resize itself may interrupt stty.
+			return string(term.WaitFor(`([0-9]+ [0-9]+|stty: [^\r]*)\r\n`)[1]) == "45 123"
 		})
-		term.Write("echo sta''rted; sleep 1000\n")
+		term.Write("sh -c 'echo sta\"\"rted; exec sleep 1000'\n")
 		term.WaitFor("started\r\n")
 		term.Write("\x03")
 		term.WaitFor("inside: ")
