@@ -288,7 +288,8 @@ func TestServersThatCannotBeReached(t *testing.T) {
 	server.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		return &current, nil
+		c := current
+		return &c, nil
 	}}
 	server.StartTLS()
 	defer server.Close()
