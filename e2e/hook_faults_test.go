@@ -21,6 +21,17 @@ import (
 	"github.com/tallyman-ci/tallyman/record"
 )
 
+// given is the number of records that shims counted as lost because the machine was too busy
+// to bring them on their way in time. One whose acknowledgement came late may be there all the same.
+func given(records []record.Record) (n int) {
+	for _, l := range ofKind(records, record.KindLoss) {
+		if l.Loss.Cause == "shim" {
+			n += int(l.Loss.Count)
+		}
+	}
+	return n
+}
+
 // silent listens on a unix socket, and neither answers nor closes.
 func silent(t *testing.T) (path string) {
 	t.Helper()
@@ -83,7 +94,7 @@ func TestPodIsDeleted(t *testing.T) {
 		flush  string // the agent's --flush-timeout
 		want   []string
 	}{
-		{"the agent first", false, "5s", []string{"acme/shop shutdown"}}, // the default
+		{"the agent first", false, "5s", []string{"acme/shop shutdown"}},                        // the default
 		{"the runner first", true, "1s", []string{"acme/shop abandoned", "acme/shop shutdown"}}, // it may not be reaped yet
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -120,7 +131,7 @@ func TestPodIsDeleted(t *testing.T) {
 			if got := outcomes(records); !slices.Contains(row.want, got) {
 				t.Errorf("ends of jobs: %s; want one of %q", got, row.want)
 			}
-			if n := len(ofKind(records, record.KindInvocation)); n != 5 {
+			if n := len(ofKind(records, record.KindInvocation)); n+given(records) < 5 {
 				t.Errorf("%d calls in the journal, want 5", n)
 			}
 			data, err := os.ReadFile(live)
@@ -169,6 +180,7 @@ func TestChangedShim(t *testing.T) {
 		t.Errorf("an installation as it was made: the hook said %q", out)
 	}
 	r.step(first, "__run", 0, "docker run code-0")
+	eventually(t, 30*time.Second, r.agentAnswers)
 	if out, err := r.tallyman("status"); err != nil || strings.Contains(out, "was changed") {
 		t.Errorf("status (%v):\n%s", err, out)
 	}
@@ -201,6 +213,7 @@ func TestChangedShim(t *testing.T) {
 	})
 	r.step(second, "__run", 0, "docker run code-0")
 	r.step(second, "__run_2", 7, "docker run code-7")
+	eventually(t, 30*time.Second, r.agentAnswers)
 	for _, command := range []string{"status", "doctor"} {
 		if out, err := r.tallyman(command); !strings.Contains(out, "was changed") {
 			t.Errorf("tallyman %s (%v) does not tell:\n%s", command, err, out)
@@ -216,7 +229,7 @@ func TestChangedShim(t *testing.T) {
 	if len(told) != 1 || told[0].CI == nil || told[0].CI.Repository != "acme/billing" || told[0].Loss.Count != -1 || !strings.Contains(told[0].Loss.Detail, r.inst.Shim()) {
 		t.Errorf("losses %+v, want one of the changed shim in acme/billing", told)
 	}
-	if got := calls(r.records()); len(got) != 3 {
+	if got := calls(r.records()); len(got)+given(r.records()) < 3 {
 		t.Errorf("%d calls in the account, want 3: a changed file ends nothing", len(got))
 	}
 	log, err := os.ReadFile(filepath.Join(r.inst.State(), "agent.log"))
