@@ -144,7 +144,10 @@ func newStage(t *testing.T) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		os.Chmod(dir+"/locked", 0o755) // see the case of a folder that cannot be read
+		os.RemoveAll(dir)
+	})
 	st := &stage{dir: dir, docker: dir + "/bin/docker"}
 	for _, sub := range []string{"", "/bin", "/work", "/jail", "/jail/bin", "/jail/run", "/run", "/run-1", "/run-2", "/strange"} {
 		if err := errors.Join(os.MkdirAll(dir+sub, 0o755), os.Chmod(dir+sub, 0o755)); err != nil {
