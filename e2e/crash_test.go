@@ -59,6 +59,10 @@ func (l *lone) fileSink(query string) string {
 func (l *lone) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(built, "tallyman"), append([]string{"agent", "--no-events", "--log", l.log()}, args...)...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + l.dir, "TALLYMAN_CONFIG=" + filepath.Join(l.dir, "tallyman.conf")}
+	if os.Geteuid() == 0 {
+		// Without the counters of losses that other shims of the machine keep in the kernel.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWIPC}
+	}
 	return cmd
 }
 
