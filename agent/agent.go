@@ -73,6 +73,10 @@ type Agent struct {
 	pumps    []*sinks.Pump
 	problems []string // what could not be opened and was left out
 
+	// kernelCounters is the kernel's table of semaphores, see takeKernelCounters. Tests
+	// have none, because shims of the whole machine count in it.
+	kernelCounters string
+
 	opened  atomic.Bool      // Status may look at all of it
 	sampled map[string]int64 // counters as they were sent to DogStatsD last; used by wait alone
 
@@ -105,7 +109,7 @@ func New(o Options) *Agent {
 	if o.FlushTimeout == 0 {
 		o.FlushTimeout = 5 * time.Second
 	}
-	return &Agent{sampled: map[string]int64{}, o: o, log: o.Logger, now: o.Now, started: o.Now()}
+	return &Agent{kernelCounters: "/proc/sysvipc/sem", sampled: map[string]int64{}, o: o, log: o.Logger, now: o.Now, started: o.Now()}
 }
 
 // Run receives until ctx ends, or, with ExitOnJobEnd, until the job's end; then it

@@ -96,6 +96,7 @@ func start(t *testing.T, o Options) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, agent: New(o), opts: o, stop: cancel, done: make(chan error, 1)}
+	r.agent.kernelCounters = ""
 	go func() { r.done <- r.agent.Run(ctx) }()
 	t.Cleanup(func() { cancel() })
 	deadline := time.Now().Add(5 * time.Second)

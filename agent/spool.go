@@ -565,7 +565,7 @@ func (s *spool) shimLoss(count int64, uid string, cause handover.Cause) {
 // handover.LossKey. They are not set back, which only their creator could do; what was
 // told is remembered.
 func (s *spool) takeKernelCounters() (changed bool) {
-	b, err := os.ReadFile("/proc/sysvipc/sem")
+	b, err := os.ReadFile(s.a.kernelCounters)
 	if err != nil {
 		return false // a kernel without System V semaphores
 	}
