@@ -50,11 +50,6 @@ func (l *lone) journal() string { return filepath.Join(l.state(), "journal") }
 func (l *lone) out() string     { return filepath.Join(l.dir, "out.jsonl") }
 func (l *lone) log() string     { return filepath.Join(l.dir, "log") }
 
-// fileSink is the line of the configuration for the sink.
-func (l *lone) fileSink(query string) string {
-	return "sinks = file://" + l.out() + "?" + query
-}
-
 // command is the agent, not started.
 func (l *lone) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(built, "tallyman"), append([]string{"agent", "--no-events", "--log", l.log()}, args...)...)
