@@ -539,6 +539,9 @@ func (w *adoption) keepQuarantines(own, dead string) error {
 		}
 		defer root.Close()
 		return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
+			if len(b) == 0 {
+				return nil // the lock beside a quarantine
+			}
 			to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+name)
 			w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)
 			f, err := os.OpenFile(to, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
