@@ -7,15 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/e2e/prefix"
 	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/selftest"
 )
@@ -263,7 +268,7 @@ func TestSelfTestOfABrokenShim(t *testing.T) {
 		{"it writes through links", `echo "$*" >> "$run/spool/$(id -u).jsonl"; exec "$real" "$@"`, map[string]string{"SH-09": "was written to", "SH-11": "was written to"}},
 		{"it hangs on a FIFO", `echo "$*" >> "$run/spool/$(id -u).jsonl"; exec "$real" "$@"`, map[string]string{"SH-07": "did not end"}},
 		{"it prints the command line", `echo "debug: $*" >&2; exec "$real" "$@"`, map[string]string{"SE-01": "debug: login"}},
-		{"it records nothing", `exec "$real" "$@"`, map[string]string{"SH-43": "0 records", "SH-45": "0 records"}},
+		{"it records nothing", `exec "$real" "$@"`, map[string]string{"SH-21": "0 records", "SH-45": "0 records"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := newProofs(t, 0)
@@ -306,12 +311,19 @@ func TestSelfTestOfABrokenShim(t *testing.T) {
 // The installed agent, its journal and its spool do not notice.
 func TestSelfTestDoesNotDisturbARunningAgent(t *testing.T) {
 	r := newStubRig(t)
+	// What shims without a free descriptor lost is counted in System V semaphores that all
+	// installations share; other tests have theirs. All is started from this thread, which
+	// ends with the test.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
+		t.Fatal(err)
+	}
 	r.startAgent()
 	r.docker("run", "--rm", "code-0")
-	var before map[string]string
+	var before map[string]bool
 	eventually(t, 30*time.Second, func() error {
-		before = snapshot(t, r.inst.Run, r.inst.State())
-		if !strings.Contains(strings.Join(mapValues(before), ""), "invocation.end") {
+		before = traces(t, r.inst)
+		if !strings.Contains(fmt.Sprint(before), "invocation.end ") {
 			return errors.New("the call and its end are not in the journal yet")
 		}
 		return nil
@@ -330,55 +342,44 @@ func TestSelfTestDoesNotDisturbARunningAgent(t *testing.T) {
 	if !strings.Contains(stdout.String(), "Verdict: PASS") {
 		t.Error(stdout.String())
 	}
-	if after := snapshot(t, r.inst.Run, r.inst.State()); !equalSnapshots(before, after) {
+	if after := traces(t, r.inst); !maps.Equal(before, after) {
 		t.Errorf("before %v\nafter %v", before, after)
 	}
-	if err := r.agentAnswers(); err != nil {
-		t.Error(err)
+	status, err := r.tallyman("status")
+	if err != nil || !strings.Contains(status, " 0 refused") {
+		t.Errorf("%v: %s", err, status)
 	}
 }
 
-// snapshot reads all files below the folders. Logs and locks may change by themselves.
-func snapshot(t *testing.T, dirs ...string) map[string]string {
+// traces are the ids of all records that an installation holds, in its journal and in
+// its append files. (A record can be in both, and the agent may read the file when it
+// likes.)
+func traces(t *testing.T, p *prefix.Prefix) map[string]bool {
 	t.Helper()
-	all := map[string]string{}
-	for _, dir := range dirs {
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			all[path] = d.Type().String()
-			if d.Type().IsRegular() {
-				b, err := os.ReadFile(path)
-				all[path] += string(b)
-				return err
-			}
-			return nil
-		})
+	all := map[string]bool{}
+	for _, dir := range []string{p.Spool(), p.Journal()} {
+		names, err := filepath.Glob(filepath.Join(dir, "*.jsonl*"))
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	return all
-}
-
-func mapValues(m map[string]string) (values []string) {
-	for _, v := range m {
-		values = append(values, v)
-	}
-	return values
-}
-
-func equalSnapshots(a, b map[string]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for path, content := range a {
-		if b[path] != content {
-			return false
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			for line := range bytes.Lines(b) {
+				var r struct {
+					ID, Kind string
+					Loss     json.RawMessage
+				}
+				if err := json.Unmarshal(line, &r); err != nil {
+					t.Fatalf("%v: %s", err, line)
+				}
+				all[fmt.Sprintf("%s %s %s", r.Kind, r.ID, r.Loss)] = true
+			}
 		}
 	}
-	return true
+	return all
 }
 
 // Ctrl-C, SIGTERM and a terminal that goes away end it in order.

@@ -66,20 +66,45 @@ func (j *hookJob) hook(ctx context.Context, name string, env ...string) (outcome
 	return o, err
 }
 
-// pid asks the agent that a hook started for its process.
+// start calls job-started until its agent answers, and returns the agent's process. On a
+// machine so busy that the hook's time is up before its worker runs, no agent comes: that
+// is the hook's bound, and the runner's next hook tries again.
+func (j *hookJob) start(ctx context.Context, env ...string) (o outcome, pid int, err error) {
+	for range 4 {
+		if o, err = j.hook(ctx, "job-started", env...); err != nil {
+			return o, 0, err
+		}
+		limited, cancel := context.WithTimeout(ctx, patience/4)
+		pid, err = j.pid(limited)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return o, pid, err
+		}
+	}
+	return o, 0, err
+}
+
+// pid asks the agent for its process.
 func (j *hookJob) pid(ctx context.Context) (pid int, err error) {
+	var last error
 	err = wait(ctx, func() error {
 		limited, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		client, err := agent.Dial(limited, filepath.Join(j.run, "agent.sock"))
-		if err != nil {
-			return err
+		if err == nil {
+			defer client.Close()
+			var s agent.Status
+			s, err = client.Status(limited)
+			pid = s.PID
 		}
-		defer client.Close()
-		s, err := client.Status(limited)
-		pid = s.PID
+		if err != nil && ctx.Err() == nil {
+			last = err
+		}
 		return err
 	})
+	if err != nil && last != nil {
+		err = fmt.Errorf("the agent that the hook starts: %w", last)
+	}
 	return pid, err
 }
 
@@ -185,11 +210,7 @@ func hookOutput(ctx context.Context, r *rig) (string, error) {
 	defer j.end()
 	// call's output is a pipe, and its end comes only when nobody holds it any more:
 	// os/exec says so where it had to give up waiting.
-	o, err := j.hook(ctx, "job-started")
-	if err != nil {
-		return "", err
-	}
-	pid, err := j.pid(ctx)
+	o, pid, err := j.start(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -211,10 +232,7 @@ func hookEnvironment(ctx context.Context, r *rig) (string, error) {
 	}
 	defer j.end()
 	secret, forms := canary()
-	if _, err := j.hook(ctx, "job-started", "GITHUB_TOKEN="+secret, "DD_API_KEY="+secret, "TALLYMAN_TOKEN="+secret, "ACTIONS_RUNTIME_TOKEN="+secret, "X="+secret); err != nil {
-		return "", err
-	}
-	pid, err := j.pid(ctx)
+	_, pid, err := j.start(ctx, "GITHUB_TOKEN="+secret, "DD_API_KEY="+secret, "TALLYMAN_TOKEN="+secret, "ACTIONS_RUNTIME_TOKEN="+secret, "X="+secret)
 	if err != nil {
 		return "", err
 	}
@@ -239,10 +257,7 @@ func hookTwice(ctx context.Context, r *rig) (string, error) {
 	defer j.end()
 	var pids [2]int
 	for i := range pids {
-		if _, err := j.hook(ctx, "job-started"); err != nil {
-			return "", err
-		}
-		if pids[i], err = j.pid(ctx); err != nil {
+		if _, pids[i], err = j.start(ctx); err != nil {
 			return "", err
 		}
 	}

@@ -275,7 +275,7 @@ func (r *rig) see(ctx context.Context, p *place, path string, s start, files []*
 	}
 	stop := context.AfterFunc(ctx, func() { process.Kill() })
 	defer stop()
-	late := time.AfterFunc(hang, func() { process.Kill() })
+	late := time.AfterFunc(hang(), func() { process.Kill() })
 	defer late.Stop()
 	state, err := process.Wait()
 	if err != nil {
