@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
@@ -52,6 +53,10 @@ func claims(trackingID, repository string, at time.Time) *record.Record {
 	return r
 }
 
+// isLoss says whether a record is a loss of this agent's own making. What shims of the
+// whole machine counted in the kernel, those of other tests too, is told by every agent.
+func isLoss(r *record.Record) bool { return r.Loss != nil && r.Loss.Cause != "shim" }
+
 func sealAt(t *testing.T, o Options, c hook.Context) hook.Context {
 	t.Helper()
 	if c.CI.Runner == nil {
@@ -73,6 +78,7 @@ func (r *running) of(id string) record.Record {
 // TestForgedContext: a job cannot have its calls counted as another job's. What it says
 // stays its own word (claim, or by environment).
 func TestForgedContext(t *testing.T) {
+	faults.Case(t, "AB-01")
 	o := options(t)
 	now := time.Now()
 	before := sealAt(t, o, hook.Context{CI: record.CI{Repository: "victim/before", RunID: "1", TrackingID: "github_before"}, Started: now.Add(-2 * time.Hour)})
@@ -130,6 +136,7 @@ func TestForgedContext(t *testing.T) {
 // TestTheCallersAncestorsDecide: with two jobs on one machine, who takes the other's
 // tracking id is still a child of its own Worker.
 func TestTheCallersAncestorsDecide(t *testing.T) {
+	faults.Case(t, "AB-01")
 	o := options(t)
 	// Stands for the Worker: it starts the command when it is told to, and is the parent.
 	worker := exec.Command("/bin/sh", "-c", `read line; "$0" 0; read line`, os.Args[0])
@@ -170,6 +177,7 @@ func TestTheCallersAncestorsDecide(t *testing.T) {
 // TestForgedSpool: the append files are the callers' own. What they write there is held
 // to what is known of the file.
 func TestForgedSpool(t *testing.T) {
+	faults.Case(t, "AB-02")
 	o := options(t)
 	now := time.Now()
 	before := sealAt(t, o, hook.Context{CI: record.CI{Repository: "victim/before", RunID: "1", TrackingID: "github_before"}, Started: now.Add(-2 * time.Hour)})
@@ -218,7 +226,7 @@ func TestForgedSpool(t *testing.T) {
 		if rec.ID == linked.ID || rec.ID == strange.ID {
 			t.Errorf("read through a link, or from a file of another name: %s", record.Append(nil, &rec))
 		}
-		if rec.Kind == record.KindLoss {
+		if isLoss(&rec) {
 			t.Errorf("a loss: %s", record.Append(nil, &rec))
 		}
 	}
@@ -303,6 +311,7 @@ func poison() map[string]struct {
 // TestPoison: whatever comes by socket or by file, the next record is taken, and the
 // journal holds invocations that every reader takes.
 func TestPoison(t *testing.T) {
+	faults.Case(t, "AB-03")
 	for _, way := range []string{"socket", "file"} {
 		t.Run(way, func(t *testing.T) {
 			o := options(t)
@@ -350,7 +359,7 @@ func TestPoison(t *testing.T) {
 				case record.KindJobStart, record.KindJobEnd, record.KindEvent:
 					t.Errorf("forged: %s", line.Data)
 				case record.KindLoss:
-					if way == "socket" || !strings.Contains(string(line.Data), `"cause":"torn_line"`) {
+					if cause := `"cause":"torn_line"`; !strings.Contains(string(line.Data), `"cause":"shim"`) && (way == "socket" || !strings.Contains(string(line.Data), cause)) {
 						t.Errorf("forged: %s", line.Data)
 					}
 				}
@@ -365,6 +374,7 @@ func TestPoison(t *testing.T) {
 // TestNoiseInTheSpool: a file of noise, however large, keeps nobody waiting and becomes
 // few losses.
 func TestNoiseInTheSpool(t *testing.T) {
+	faults.Case(t, "AB-11")
 	o := options(t)
 	o.Config.SpoolMaxBytes = 1 << 20
 	if err := hook.MakeRunDir(o.Config.RunDir); err != nil {
@@ -411,6 +421,7 @@ func TestNoiseInTheSpool(t *testing.T) {
 // TestNobodyTakesAnothersID: neither the ids that the agent derives nor those of
 // commands that are running can be taken to make what is true look like a double.
 func TestNobodyTakesAnothersID(t *testing.T) {
+	faults.Case(t, "AB-04")
 	o := options(t)
 	c := seal(t, o, "github_a", "octo/shop", "42")
 	r := start(t, o)
@@ -471,6 +482,7 @@ func TestNobodyTakesAnothersID(t *testing.T) {
 // TestFlood: of what one job sends, so much is kept as its bucket has; the rest is
 // acknowledged, counted exactly, and costs neither another job nor the daemon's events.
 func TestFlood(t *testing.T) {
+	faults.Case(t, "AB-05")
 	o := options(t)
 	o.Config.JobRate, o.Config.JobBurst = 1, 100
 	o.Config.EventRate, o.Config.EventBurst = 1, 50
@@ -528,7 +540,7 @@ func TestFlood(t *testing.T) {
 			kept["events"]++
 		case rec.End != nil:
 			ends++
-		case rec.Loss != nil:
+		case isLoss(&rec):
 			l := rec.Loss
 			if l.Cause != "rate_limited" || l.From.IsZero() || l.To.Before(l.From) {
 				t.Errorf("%s", record.Append(nil, &rec))
@@ -585,7 +597,7 @@ func TestASuppressedRecordIsCountedOnce(t *testing.T) {
 	for _, rec := range r.records() {
 		if rec.Invocation != nil {
 			kept++
-		} else if rec.Loss != nil {
+		} else if isLoss(&rec) {
 			lost += rec.Loss.Count
 		}
 	}
@@ -655,6 +667,7 @@ func TestBuckets(t *testing.T) {
 // TestSilentConnections: who opens connections and sends nothing, or talks slowly,
 // keeps neither a command nor a hook from being served.
 func TestSilentConnections(t *testing.T) {
+	faults.Case(t, "AB-06")
 	o := options(t)
 	c := seal(t, o, "github_a", "octo/shop", "42")
 	r := start(t, o)
@@ -698,20 +711,53 @@ func TestSilentConnections(t *testing.T) {
 		t.Errorf("the hook's flush: %v", err)
 	}
 	s := r.agent.server
-	s.slow.mu.Lock()
-	slow := s.slow.byAge.Len()
-	s.slow.mu.Unlock()
-	s.own.mu.Lock()
-	own := s.own.byAge.Len()
-	s.own.mu.Unlock()
-	if slow > maxSlow || own > maxTalkers {
-		t.Errorf("%d silent and %d talking connections are held", slow, own)
+	if slow, own := s.slow.len(), s.own.len(); slow > perProcess || own > perProcess {
+		t.Errorf("%d silent and %d talking connections of one process are held", slow, own)
+	}
+}
+
+// TestGuests: many processes with a connection each push the oldest out, and one process
+// with many its own.
+func TestGuests(t *testing.T) {
+	g := guests{max: 20}
+	conns := map[*guest]*os.File{}
+	enter := func(pid int32) *guest {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		v := g.enter(r, pid)
+		conns[v] = r
+		return v
+	}
+	open := func(v *guest) bool { return v.conn.SetDeadline(time.Time{}) == nil }
+	first := enter(1)
+	for range 100 {
+		enter(2)
+	}
+	if !open(first) || g.len() != 1+perProcess {
+		t.Errorf("one process has %d places, and pushed another out: %v", g.len()-1, !open(first))
+	}
+	for pid := range int32(100) {
+		enter(1000 + pid)
+	}
+	if open(first) || g.len() != 20 {
+		t.Errorf("%d places of 20; the first is open: %v", g.len(), open(first))
+	}
+	for v, r := range conns {
+		g.leave(v)
+		r.Close()
+	}
+	if g.len() != 0 || len(g.of) != 0 {
+		t.Errorf("%d are left, %v", g.len(), g.of)
 	}
 }
 
 // TestAFakeEndOfTheJob: that the hook has closed a context is to be seen in the store;
 // saying so is not enough.
 func TestAFakeEndOfTheJob(t *testing.T) {
+	faults.Case(t, "AB-07")
 	o := options(t)
 	o.ExitOnJobEnd = true
 	c := seal(t, o, "github_a", "octo/shop", "42")
@@ -736,33 +782,34 @@ func TestAFakeEndOfTheJob(t *testing.T) {
 	}
 }
 
-// TestWatchesAreShared: one job's sleeping commands leave the others half of the places.
+// TestWatchesAreShared: one job's sleeping commands leave the others places.
 func TestWatchesAreShared(t *testing.T) {
-	w := watches{max: 10, byShare: map[string]int{}}
+	w := newWatches(12)
 	var greedy, modest int
-	for range 100 {
-		if w.enter("greedy") {
+	for i := range 100 {
+		if w.enter(fmt.Sprint("greedy", i), "greedy") == entered {
 			greedy++
 		}
 	}
-	for range 3 {
-		if w.enter("modest") {
+	for i := range 2 {
+		if w.enter(fmt.Sprint("modest", i), "modest") == entered {
 			modest++
 		}
 	}
-	if greedy != 5 || modest != 3 || w.count() != 8 {
+	if greedy != 9 || modest != 2 || w.count() != 11 || w.enter("modest0", "modest") != watched {
 		t.Errorf("%d and %d places, %d in all", greedy, modest, w.count())
 	}
-	for range greedy {
-		w.leave("greedy")
+	for i := range greedy {
+		w.leave(fmt.Sprint("greedy", i), "greedy")
 	}
-	if w.count() != 3 || len(w.byShare) != 1 {
+	if w.count() != 2 || len(w.byShare) != 1 {
 		t.Errorf("after leaving: %+v", &w)
 	}
 }
 
 // TestARestartFindsTheRunning: what the last agent saw begin, the next one sees end.
 func TestARestartFindsTheRunning(t *testing.T) {
+	faults.Case(t, "EN-09")
 	o := options(t)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -808,5 +855,37 @@ func TestARestartFindsTheRunning(t *testing.T) {
 	end = r.waitFor(1, "end of the other", func(rec *record.Record) bool { return rec.End != nil && rec.End.InvocationID == long })[0].End
 	if end.DurationNS <= 0 || kernelAtLeast(6, 15) && (end.Source != sourceInfo || end.Signal != int64(syscall.SIGTERM)) {
 		t.Errorf("%+v", end)
+	}
+}
+
+// TestFindTheProcessOfARecord: a record by file says its own pid, which may be anybody's.
+func TestFindTheProcessOfARecord(t *testing.T) {
+	own := func() *record.Record {
+		r := invocation(time.Now())
+		r.Invocation.MonoNS = monotonic()
+		return r
+	}
+	for _, row := range []struct {
+		name string
+		make func(r *record.Record)
+		want bool
+	}{
+		{"its own", func(*record.Record) {}, true},
+		{"a process of another user", func(r *record.Record) { r.Invocation.UID = 4711 }, false},
+		{"a process that started after the record", func(r *record.Record) { r.Invocation.MonoNS = 1 }, false},
+		{"no time", func(r *record.Record) { r.Invocation.MonoNS = 0 }, false},
+		{"no process", func(r *record.Record) { r.Invocation.PID = 1<<22 + 1 }, false}, // beyond the largest pid_max
+		{"a group of processes", func(r *record.Record) { r.Invocation.PID = -1 }, false},
+		{"a pid that no int holds", func(r *record.Record) { r.Invocation.PID = 1<<62 + int64(os.Getpid()) }, false},
+	} {
+		r := own()
+		row.make(r)
+		pidfd, ok := find(r)
+		if ok {
+			unix.Close(pidfd)
+		}
+		if ok != row.want {
+			t.Errorf("%s: found is %v", row.name, ok)
+		}
 	}
 }

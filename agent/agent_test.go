@@ -22,6 +22,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/faults"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
@@ -244,7 +245,7 @@ func TestManyAtOnce(t *testing.T) {
 	r := start(t, options(t))
 	defer r.end()
 	const calls = 300 // e2e takes a thousand, with the built binaries
-	want := make(map[string]int)
+	want, late := make(map[string]int), make(map[string]bool)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	limit := make(chan struct{}, 100)
@@ -258,6 +259,9 @@ func TestManyAtOnce(t *testing.T) {
 			}
 			mu.Lock()
 			want[id] = i % 256
+			// A machine so busy that a sender lost its processor for seconds: the record is in
+			// the file, and the process gone.
+			late[id] = result == handover.Spooled
 			mu.Unlock()
 		})
 	}
@@ -275,8 +279,10 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	wrong := 0
 	for _, e := range ends {
-		if kernelAtLeast(6, 15) && (e.End.ExitCode == nil || int(*e.End.ExitCode) != want[e.End.InvocationID]) {
+		if kernelAtLeast(6, 15) && !(late[e.End.InvocationID] && e.End.Source == sourceUnknown) && (e.End.ExitCode == nil || int(*e.End.ExitCode) != want[e.End.InvocationID]) {
 			wrong++
+			call := r.of(e.End.InvocationID)
+			t.Logf("%+v, want exit code %d; the record came by %s", *e.End, want[e.End.InvocationID], call.Invocation.Path)
 		}
 	}
 	if wrong > 0 {
@@ -565,8 +571,10 @@ func TestWhatTheSocketRefuses(t *testing.T) {
 		}
 		conn.Close()
 	}
-	if recs := r.records(); len(recs) != 0 {
-		t.Errorf("journalled %d records", len(recs))
+	for _, rec := range r.records() {
+		if rec.Loss == nil || isLoss(&rec) {
+			t.Errorf("journalled %s", record.Append(nil, &rec))
+		}
 	}
 	client, err := Dial(t.Context(), r.opts.Config.Socket())
 	if err != nil {
@@ -666,6 +674,7 @@ func startTicks(t *testing.T, pid int) uint64 {
 // TestEndByTheSocket: on a kernel without pidfds of peers, the command's end is the
 // end of file of the socket that it and its children hold.
 func TestEndByTheSocket(t *testing.T) {
+	faults.Case(t, "AB-12")
 	r := start(t, options(t))
 	defer r.end()
 	for _, row := range []struct {

@@ -31,13 +31,17 @@ const (
 // socket that the shim left open in the command closes with it and with the last of
 // its children that inherited it, which is no earlier.
 func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer, share string) {
-	if !s.watches.enter(share) {
+	switch s.watches.enter(r.ID, share) {
+	case full:
 		s.drop(fd, p)
 		s.a.recordEnd(r, &record.End{Source: sourceUnknown}, s.a.now())
 		return
+	case watched:
+		s.drop(fd, p)
+		return
 	}
 	s.conns.Go(func() {
-		defer s.watches.leave(share)
+		defer s.watches.leave(r.ID, share)
 		if p.pidfd >= 0 {
 			unix.Close(fd) // or each running command would hold two descriptors here
 			s.a.watchPidfd(ctx, p.pidfd, r)
@@ -50,18 +54,66 @@ func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer, sh
 // watch watches the command of a record that came by an append file, where the
 // command still runs.
 func (s *spool) watch(r *record.Record, share string) {
-	if s.ctx == nil || s.ctx.Err() != nil || !s.a.server.watches.enter(share) {
+	w := &s.a.server.watches
+	if s.ctx == nil || s.ctx.Err() != nil || w.enter(r.ID, share) != entered {
 		return
 	}
 	pidfd, ok := find(r)
 	if !ok {
-		s.a.server.watches.leave(share)
+		w.leave(r.ID, share)
+		s.gone.add(r)
 		return
 	}
 	s.watching.Go(func() {
-		defer s.a.server.watches.leave(share)
+		defer w.leave(r.ID, share)
 		s.a.watchPidfd(s.ctx, pidfd, r)
 	})
+}
+
+// gone are commands whose record came by file when they were not to be found any more.
+// If their record comes by the socket too (the agent was stopped), that way tells how
+// they ended; else nobody does.
+type gone struct {
+	mu   sync.Mutex
+	byID map[string]departed
+}
+
+type departed struct {
+	r  *record.Record
+	at time.Time
+}
+
+// maxGone bounds the commands that wait to be told as gone; more of them have no end.
+const maxGone = 4096
+
+func (g *gone) add(r *record.Record) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.byID == nil {
+		g.byID = make(map[string]departed)
+	}
+	if len(g.byID) < maxGone {
+		g.byID[r.ID] = departed{r, time.Now()}
+	}
+}
+
+// tell records the ends, unknown, of those that went before a time. Of one that had its
+// end told by the socket's way, this one is a double.
+func (g *gone) tell(a *Agent, before time.Time) {
+	g.mu.Lock()
+	var all []*record.Record
+	for id, d := range g.byID {
+		if d.at.Before(before) {
+			all = append(all, d.r)
+			delete(g.byID, id)
+		}
+	}
+	g.mu.Unlock()
+	for _, r := range all {
+		if !a.server.watches.has(r.ID) {
+			a.recordEnd(r, &record.End{Source: sourceUnknown}, a.now())
+		}
+	}
 }
 
 // resume watches the commands that a dead agent saw begin and not end. Those that
@@ -69,15 +121,16 @@ func (s *spool) watch(r *record.Record, share string) {
 func (s *spool) resume(ctx context.Context) {
 	for id, r := range s.a.intake.takeRunning() {
 		sameBoot := r.Host != nil && r.Host.BootID != "" && r.Host.BootID == s.a.o.Host.BootID
-		if sameBoot && s.a.server.watches.enter("resumed") {
+		w := &s.a.server.watches
+		if sameBoot && w.enter(id, "resumed") == entered {
 			if pidfd, ok := find(r); ok {
 				s.watching.Go(func() {
-					defer s.a.server.watches.leave("resumed")
+					defer w.leave(id, "resumed")
 					s.a.watchPidfd(ctx, pidfd, r)
 				})
 				continue
 			}
-			s.a.server.watches.leave("resumed")
+			w.leave(id, "resumed")
 		}
 		s.a.log.Debug("a command ended while no agent was here", "invocation", id)
 		s.a.recordEnd(r, &record.End{Source: sourceUnknown}, s.a.now())
@@ -106,11 +159,29 @@ func find(r *record.Record) (pidfd int, ok bool) {
 	return pidfd, true
 }
 
-// slim is what a watcher keeps of a record while its command runs.
-func slim(r *record.Record) *record.Record {
+// slim is what a watcher keeps of a record, whose line had size bytes, while its command
+// runs. Of a long one it is less: two thousand commands may run, and the end says by its
+// invocation's id where the rest is.
+func slim(r *record.Record, size int) *record.Record {
 	inv := r.Invocation
-	return &record.Record{ID: r.ID, TS: r.TS, By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host,
+	kept := &record.Record{ID: r.ID, TS: r.TS, By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host,
 		Invocation: &record.Invocation{Tool: inv.Tool, Command: inv.Command, Images: inv.Images, PID: inv.PID, UID: inv.UID, MonoNS: inv.MonoNS}}
+	if size > longLine {
+		const most = 128
+		kept.Claim, kept.Invocation.Images = nil, nil
+		kept.Invocation.Tool, kept.Invocation.Command = strings.Clone(record.Clean(inv.Tool, most)), strings.Clone(record.Clean(inv.Command, most))
+		if c := r.CI; c != nil {
+			kept.CI = &record.CI{}
+			for _, f := range []struct{ to, from *string }{
+				{&kept.CI.Repository, &c.Repository}, {&kept.CI.Workflow, &c.Workflow}, {&kept.CI.Job, &c.Job}, {&kept.CI.JobID, &c.JobID},
+				{&kept.CI.RunID, &c.RunID}, {&kept.CI.Step, &c.Step}, {&kept.CI.TrackingID, &c.TrackingID},
+			} {
+				*f.to = strings.Clone(record.Clean(*f.from, most))
+			}
+			kept.CI.RunAttempt = c.RunAttempt
+		}
+	}
+	return kept
 }
 
 // watches counts the commands whose end is waited for.
@@ -118,36 +189,58 @@ type watches struct {
 	max int
 
 	mu      sync.Mutex
-	n       int
+	byID    map[string]bool // of the calls
 	byShare map[string]int
 }
 
-// enter takes a place. One job may have half of them: a thousand sleeping commands of
-// one must not cost another the ends of its own.
-func (w *watches) enter(share string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.n >= w.max || w.byShare[share] >= max(w.max/2, 1) {
-		return false
-	}
-	w.n++
-	w.byShare[share]++
-	return true
+func newWatches(most int) watches {
+	return watches{max: most, byID: make(map[string]bool), byShare: make(map[string]int)}
 }
 
-func (w *watches) leave(share string) {
+// What came of entering.
+type entry uint8
+
+const (
+	entered entry = iota
+	watched       // already: its record came by socket and by file
+	full
+)
+
+// enter takes a place for a call. One job may have three quarters of them: its sleeping
+// commands must not cost another job the ends of its own.
+func (w *watches) enter(id, share string) entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.n--
+	switch {
+	case w.byID[id]:
+		return watched
+	case len(w.byID) >= w.max || w.byShare[share] >= max(w.max*3/4, 1):
+		return full
+	}
+	w.byID[id] = true
+	w.byShare[share]++
+	return entered
+}
+
+func (w *watches) leave(id, share string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.byID, id)
 	if w.byShare[share]--; w.byShare[share] == 0 {
 		delete(w.byShare, share)
 	}
 }
 
+func (w *watches) has(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.byID[id]
+}
+
 func (w *watches) count() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return int64(w.n)
+	return int64(len(w.byID))
 }
 
 // process is what /proc/<pid>/stat tells (proc_pid_stat(5)).
@@ -194,13 +287,27 @@ func (a *Agent) recordEnd(r *record.Record, end *record.End, at time.Time) {
 	inv := r.Invocation
 	end.InvocationID, end.Tool, end.Command, end.Images = r.ID, inv.Tool, inv.Command, inv.Images
 	a.intake.keep(&record.Record{
-		ID: record.DeriveID(r.TS, "invocation.end", r.ID), TS: at, Kind: record.KindInvocationEnd,
+		ID: record.DeriveID(idTime(r.ID), "invocation.end", r.ID), TS: at, Kind: record.KindInvocationEnd,
 		By: r.By, CI: r.CI, Claim: r.Claim, OutsideJob: r.OutsideJob, Host: r.Host, End: end,
 	})
 	if end.Source != sourceUnknown {
 		a.intake.count(func(c *Counts) { c.Ends++ })
 	}
 }
+
+// idTime is the time in an invocation's id. Its ts is no part of the id of its end: of
+// a record that comes twice, the agent may have to correct one.
+func idTime(id string) time.Time {
+	ms, err := strconv.ParseInt(id[:8]+id[9:13], 16, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}
+
+// mostLate bounds the error of a duration: a command that had ended when the agent
+// first looked, longer than this after it began, gets none.
+const mostLate = 10 * time.Second
 
 // watchPidfd waits until the process of pidfd has ended, records that, and closes
 // pidfd. Where ctx ends before, nothing is recorded: the command still runs, and the
@@ -214,10 +321,21 @@ func (a *Agent) watchPidfd(ctx context.Context, pidfd int, r *record.Record) {
 	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })
 	defer stop()
 	raw, err := f.SyscallConn()
-	if err != nil || raw.Read(readable) != nil {
+	if err != nil {
+		return
+	}
+	late := false // it had ended before the agent looked for the first time
+	raw.Control(func(fd uintptr) { late = readable(fd) })
+	if !late && raw.Read(readable) != nil {
 		return
 	}
 	end, at := &record.End{Source: sourcePoll, DurationNS: since(r.Invocation.MonoNS)}, a.now()
+	if late {
+		end.AtMost = true
+		if end.DurationNS > int64(mostLate) {
+			end.DurationNS = 0 // of an agent that was stopped meanwhile: this is the stop's
+		}
+	}
 	raw.Control(func(fd uintptr) {
 		status, ok := exitStatus(ctx, fd)
 		switch {
@@ -249,13 +367,16 @@ func (a *Agent) watchEOF(ctx context.Context, fd int, r *record.Record) {
 	defer f.Close()
 	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Now()) })
 	defer stop()
-	end := &record.End{Source: sourceUnknown} // where the command wrote into it
+	end := &record.End{Source: sourceUnknown}
 	var b [1]byte
 	switch _, err := f.Read(b[:]); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return
-	case err != nil:
-		end.Source, end.DurationNS = sourceEOF, since(r.Invocation.MonoNS)
+	case err == nil, errors.Is(err, unix.ECONNRESET):
+		// The command wrote into it; or the shim had closed it without reading the answer,
+		// because that came too late, and it was never the command's.
+	default:
+		end.Source, end.DurationNS, end.AtMost = sourceEOF, since(r.Invocation.MonoNS), true
 	}
 	a.recordEnd(r, end, a.now())
 }

@@ -133,7 +133,7 @@ func (in *intake) remember(j *journal.Journal) {
 		case record.KindInvocation:
 			rec := new(record.Record)
 			if recordjson.Unmarshal(line.Data, rec) == nil && rec.Invocation != nil {
-				in.running[rec.ID] = slim(rec)
+				in.running[rec.ID] = slim(rec, len(line.Data))
 				calls = append(calls, rec.ID)
 			}
 		case record.KindInvocationEnd:

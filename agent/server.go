@@ -25,13 +25,13 @@ const (
 	// maxSlow is how many connections may wait to send. The shim sends right after
 	// connecting, so it is one of them only where the machine is so busy that it lost
 	// its processor in between.
-	maxSlow = 256
+	maxSlow = 1024
 	// maxTalkers is how many control connections there may be of the agent's own user
 	// and root, and as many of all others together.
 	maxTalkers = 64
 	// slowTimeout is how long a connection may take to send its first message, and
 	// talkTimeout how long a control connection may be silent.
-	slowTimeout = 2 * time.Second
+	slowTimeout = 5 * time.Second
 	talkTimeout = 10 * time.Second
 	// maxWatched is how many running commands are watched for their end; beyond it
 	// an end is recorded as unknown.
@@ -80,7 +80,7 @@ type server struct {
 // missing.
 func listen(a *Agent) (*server, error) {
 	s := &server{a: a, path: a.o.Config.Socket(), slow: guests{max: maxSlow}, own: guests{max: maxTalkers}, foreign: guests{max: maxTalkers},
-		watches: watches{max: maxWatched, byShare: make(map[string]int)}}
+		watches: newWatches(maxWatched)}
 	s.fitDescriptors()
 	s.flush.do = a.Flush
 	s.buffers.New = func() any { return new([handover.MaxMessage + 1]byte) }
@@ -193,7 +193,7 @@ func (s *server) wait(ctx context.Context, fd int, p peer) {
 	// The runtime's poller waits, not a thread: a cgroup bounds those too.
 	unix.SetNonblock(fd, true)
 	conn := os.NewFile(uintptr(fd), "sender")
-	seat := s.slow.enter(conn)
+	seat := s.slow.enter(conn, p.cred.Pid)
 	s.conns.Go(func() {
 		defer s.slow.leave(seat)
 		defer conn.Close()
@@ -250,7 +250,7 @@ func (s *server) message(ctx context.Context, fd int, msg []byte, p peer) {
 		s.refuse("a message is too long", p)
 		s.drop(fd, p)
 	case bytes.HasPrefix(msg, []byte(record.Marker)):
-		r, share := s.take(msg, fd, p)
+		r, share := s.take(msg, fd, &p)
 		if r == nil {
 			s.drop(fd, p)
 			return
@@ -263,10 +263,10 @@ func (s *server) message(ctx context.Context, fd int, msg []byte, p peer) {
 
 // take brings a shim's record into the journal, answers, and returns what its end needs
 // where that is to be watched.
-func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share string) {
+func (s *server) take(line []byte, fd int, peer *peer) (r *record.Record, share string) {
 	r = new(record.Record)
 	if err := s.a.decodeInvocation(line, r); err != nil {
-		s.refuse(err.Error(), peer)
+		s.refuse(err.Error(), *peer)
 		return nil, ""
 	}
 	r.Invocation.Path = "socket"
@@ -290,7 +290,7 @@ func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share s
 	}
 	got := &arrivals[0]
 	if got.verdict == refused {
-		s.refuse("no line that a journal can hold", peer)
+		s.refuse("no line that a journal can hold", *peer)
 		return nil, ""
 	}
 	if got.verdict == journalled {
@@ -298,7 +298,13 @@ func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share s
 	}
 	ack := byte(handover.AckClose)
 	if peer.pidfd < 0 && got.verdict != suppressed {
-		ack = handover.AckKeep
+		// Linux 5.3 to 6.4: by its number, while the sender waits for the answer. Before
+		// that, or in another pid namespace, the socket must stay open.
+		if pidfd, ok := find(r); ok && w.pid != 0 {
+			peer.pidfd = pidfd
+		} else {
+			ack = handover.AckKeep
+		}
 	}
 	// The sender's buffer is empty, so this cannot wait; the sender may be gone.
 	unix.SendmsgN(fd, []byte{ack}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -310,7 +316,7 @@ func (s *server) take(line []byte, fd int, peer peer) (r *record.Record, share s
 		// sends another's id again must not end that one's command.
 		return nil, ""
 	}
-	return slim(r), share
+	return slim(r, len(line)), share
 }
 
 // decodeInvocation reads a line that a shim wrote. Whoever may connect or write a
@@ -417,7 +423,7 @@ func (s *server) talk(ctx context.Context, fd int, first []byte, p peer) {
 	if p.trusted() {
 		table = &s.own
 	}
-	seat := table.enter(conn)
+	seat := table.enter(conn, p.cred.Pid)
 	s.conns.Go(func() {
 		defer table.leave(seat)
 		defer p.close()

@@ -71,6 +71,7 @@ type spool struct {
 	warned map[string]bool
 	losses []record.Loss // of this scan
 
+	gone     gone
 	watching sync.WaitGroup // commands whose end is waited for; none is added after ctx ended
 }
 
@@ -207,6 +208,7 @@ func (s *spool) scan() {
 		}
 	}
 	s.tell()
+	s.gone.tell(s.a, time.Now().Add(-spoolGrace))
 	if changed {
 		s.save()
 	}
@@ -456,7 +458,7 @@ func (s *spool) read(name string, file *spoolFile) error {
 				for i := range batch {
 					if b := &batch[i]; b.verdict == journalled {
 						s.a.intake.count(func(c *Counts) { c.Spooled++ })
-						s.watch(slim(b.r), b.share)
+						s.watch(slim(b.r, b.size), b.share)
 					}
 				}
 				batch = batch[:0]

@@ -53,6 +53,7 @@ type rig struct {
 	daemon *dockertest.Daemon // nil where the test needs none
 	inst   *prefix.Prefix
 	runner *runnertest.Runner
+	begun  int // calls, to tell them apart
 }
 
 // image is in the private registry of every rig with a daemon.
@@ -331,6 +332,7 @@ func (r *rig) startAgent() *os.Process {
 	cmd := exec.Command(r.inst.Tallyman(), "agent")
 	cmd.Env = r.runner.Env
 	cmd.Dir = "/"
+	awayFromOtherShims(cmd)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {

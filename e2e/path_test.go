@@ -59,7 +59,9 @@ func calls(records []record.Record) []call {
 
 // exitCodesKnown says whether this kernel tells the exit code of a process that is
 // nobody's child: PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15.
-func exitCodesKnown(t *testing.T) bool {
+func exitCodesKnown(t *testing.T) bool { return kernelAtLeast(t, 6, 15) }
+
+func kernelAtLeast(t *testing.T, wantMajor, wantMinor int) bool {
 	var uts syscall.Utsname
 	if err := syscall.Uname(&uts); err != nil {
 		t.Fatal(err)
@@ -73,7 +75,7 @@ func exitCodesKnown(t *testing.T) bool {
 	}
 	var major, minor int
 	fmt.Sscanf(string(release), "%d.%d", &major, &minor)
-	return major > 6 || major == 6 && minor >= 15
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
 
 func TestTheWholePathOfTwoJobs(t *testing.T) {

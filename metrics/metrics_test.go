@@ -322,6 +322,7 @@ func TestCardinality(t *testing.T) {
 // A job that no hook sealed can call itself anything; with a thousand names it must
 // not make the others nameless.
 func TestClaimedNamesDoNotTakeAllPlaces(t *testing.T) {
+	faults.Case(t, "AB-10")
 	a := listen(t, "udp", "127.0.0.1:0")
 	e := emitter(t, Options{Addr: a.addr, MaxValues: 10, EventTags: []string{"workflow"}})
 	for i := range 1000 {

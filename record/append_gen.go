@@ -330,6 +330,10 @@ func appendEnd(dst []byte, v *End) []byte {
 		dst = appendKey(dst, "\"duration_ns\":")
 		dst = appendInt(dst, v.DurationNS)
 	}
+	if v.AtMost {
+		dst = appendKey(dst, "\"at_most\":")
+		dst = appendBool(dst, v.AtMost)
+	}
 	if v.ExitCode != nil {
 		dst = appendKey(dst, "\"exit_code\":")
 		dst = appendInt(dst, *v.ExitCode)

@@ -237,11 +237,13 @@ type End struct {
 	Images []string `json:"images,omitempty"`
 	// DurationNS is the time from the call to the end, in nanoseconds.
 	DurationNS int64 `json:"duration_ns,omitempty"`
+	// AtMost is true where the duration is an upper bound: the tool had ended before the agent looked for the first time, or source is socket_eof. Where it could be off by more than ten seconds, it is left out.
+	AtMost bool `json:"at_most,omitempty"`
 	// ExitCode is the exit code, 0 to 255; absent where unknown or where a signal ended the tool.
 	ExitCode *int64 `json:"exit_code,omitempty"`
 	// Signal is the number of the signal that ended the tool.
 	Signal int64 `json:"signal,omitempty"`
-	// Source says how the end was seen: pidfd_info (exit code and duration, Linux 6.15 and later), pidfd_poll (duration, Linux 6.5 and later), socket_eof (an upper bound of the duration) or unknown.
+	// Source says how the end was seen: pidfd_info (exit code and duration, Linux 6.15 and later), pidfd_poll (duration, Linux 5.3 and later), socket_eof (an upper bound of the duration) or unknown.
 	Source string `json:"source,omitempty"`
 	// Unknown holds members that this build does not know.
 	Unknown []byte `json:"-"`

@@ -243,8 +243,12 @@ func (a *aggregation) endLine(l *line, data []byte) {
 	if *m&markEnded != 0 {
 		return // a second end of the same call, seen by another agent
 	}
+	seen := string(l.end.source) != "unknown"
+	a.book.End(string(l.host), string(l.end.invocationID), l.ts, seen)
+	if !seen {
+		return // it says that nobody saw the end: the call has none
+	}
 	*m |= markEnded
-	a.book.End(string(l.host), string(l.end.invocationID), l.ts, string(l.end.source) != "unknown")
 	if *m&markCall != 0 {
 		a.end(l, *m)
 		return

@@ -24,7 +24,7 @@ const DirVariable = "TALLYMAN_FAULTS_DIR"
 
 // A Fault is one case of the catalogue.
 type Fault struct {
-	ID       string // SH-01: shim, SP: spool and delivery, EV: events, HK: hook, SE: secrets
+	ID       string // SH-01: shim, SP: spool and delivery, EV: events, HK: hook, SE: secrets, EN: ends of commands, AB: abuse
 	Injected string // what is done to us
 	Answer   string // what must happen then, exactly
 }

@@ -12,7 +12,7 @@ func TestCatalogue(t *testing.T) {
 	all := Catalogue()
 	seen := map[string]bool{}
 	for _, f := range all {
-		if !regexp.MustCompile(`^(SH|SP|EV|HK|SE)-\d\d$`).MatchString(f.ID) || seen[f.ID] {
+		if !regexp.MustCompile(`^(SH|SP|EV|HK|SE|EN|AB)-\d\d$`).MatchString(f.ID) || seen[f.ID] {
 			t.Errorf("%q is no id, or is there twice", f.ID)
 		}
 		seen[f.ID] = true

@@ -43,7 +43,7 @@ func TestSecurityPageNamesRealTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`|\\b((?:SH|SP|EV|HK|SE)-\\d\\d)\\b").FindAllSubmatch(page, -1)
+	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`|\\b((?:SH|SP|EV|HK|SE|EN|AB)-\\d\\d)\\b").FindAllSubmatch(page, -1)
 	if len(named) < 20 {
 		t.Errorf("the page names %d tests", len(named))
 	}

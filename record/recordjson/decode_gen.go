@@ -248,7 +248,7 @@ func (d *decoder) objectInvocation(v *record.Invocation) {
 	})
 }
 
-var knownEnd = []string{"invocation_id", "tool", "command", "images", "duration_ns", "exit_code", "signal", "source"}
+var knownEnd = []string{"invocation_id", "tool", "command", "images", "duration_ns", "at_most", "exit_code", "signal", "source"}
 
 func (d *decoder) objectEnd(v *record.End) {
 	d.object(&v.Unknown, knownEnd, func(key []byte) bool {
@@ -264,6 +264,8 @@ func (d *decoder) objectEnd(v *record.End) {
 			d.array(func() { v.Images = append(v.Images, d.string()) })
 		case "duration_ns":
 			v.DurationNS = d.int()
+		case "at_most":
+			v.AtMost = d.bool()
 		case "exit_code":
 			v.ExitCode = d.intPointer()
 		case "signal":

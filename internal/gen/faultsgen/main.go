@@ -123,6 +123,8 @@ var sections = []struct{ prefix, title string }{
 	{"EV", "The event streamer"},
 	{"HK", "The hooks"},
 	{"SE", "Secrets"},
+	{"EN", "Ends of commands"},
+	{"AB", "Abuse"},
 }
 
 func document(cases []entry) []byte {
