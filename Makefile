@@ -91,6 +91,16 @@ bench: build ## What the shim adds to a command, beside a shell wrapper, in one 
 bench-events: build ## CPU and memory for each daemon event, beside docker events piped into Python
 	$(GO) run ./events/intakebench
 
+.PHONY: bench-bounds
+bench-bounds: build ## Latency with full, frozen and stalled parts, memory at overload, the daemon's API (root)
+	@$(GO) build -o $(CACHE)/bin/boundsbench ./e2e/boundsbench
+	@$(ALONE) $(CACHE)/bin/boundsbench
+
+.PHONY: crash
+crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
+	TALLYMAN_CRASH=all TALLYMAN_ADOPT_RUNS=200 TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -p 1 -timeout 90m -exec '$(ALONE)' \
+		-run 'Crash|Kill|Adopted|EachSystemCall' ./journal ./sinks ./e2e ./e2e/faults
+
 # The tests of package sinks with a larger load; the table is in their output.
 .PHONY: bench-sinks
 bench-sinks: ## 100,000 records to each sink, servers killed three times: losses, rate, CPU, memory
