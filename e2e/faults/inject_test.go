@@ -220,8 +220,9 @@ func TestEachSystemCallFails(t *testing.T) {
 							for _, ending := range []string{".jsonl", ".lost"} {
 								os.Remove(r.spoolFile(0, ending))
 							}
-							got := r.start(r.shim, call{under: []string{"strace", "-qq", "-o", "/dev/null", "-e", "inject=" + inject}})
-							if got != want {
+							trace := r.dir + "/injected"
+							got := r.start(r.shim, call{under: []string{"strace", "-qq", "-o", trace, "-e", "inject=" + inject}})
+							if got != want && !hitTheTool(trace) {
 								t.Errorf("%s: through the shim %s\ndirectly %s", inject, got, want)
 							}
 						}
@@ -244,6 +245,13 @@ func TestEachSystemCallFails(t *testing.T) {
 			})
 		}
 	}
+}
+
+// hitTheTool says that the error came behind the shim's execve: an answer that comes later
+// than in the run that was counted changes the number of the shim's own calls.
+func hitTheTool(trace string) bool {
+	b, err := os.ReadFile(trace)
+	return err == nil && bytes.LastIndex(b, []byte("(INJECTED)")) > bytes.LastIndex(b, []byte("\nexecve("))
 }
 
 // TestExecFails: the real docker is there and execve(2) fails all the same. One line,
