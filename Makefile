@@ -49,7 +49,8 @@ build: ## Build bin/docker-shim and bin/tallyman
 .PHONY: setup
 setup: ## Install what demo and tests need by apt (root), or say what is missing
 	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static \
-		iptables:iptables strace:strace jq:jq shellcheck:shellcheck
+		iptables:iptables strace:strace jq:jq shellcheck:shellcheck \
+		mkfs.ext4:e2fsprogs node:nodejs npm:npm
 
 .PHONY: demo
 demo: ## Run a real workflow on a private Docker daemon and print its account (root)
@@ -99,7 +100,7 @@ bench-bounds: build ## Latency with full, frozen and stalled parts, memory at ov
 .PHONY: crash
 crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
 	TALLYMAN_CRASH=all TALLYMAN_ADOPT_RUNS=200 TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -p 1 -timeout 90m -exec '$(ALONE)' \
-		-run 'Crash|Kill|Adopted|EachSystemCall' ./journal ./sinks ./e2e ./e2e/faults
+		-run 'Crash|Kill|PowerCut|StartsOver|Adopted|EachSystemCall' ./journal ./sinks ./e2e ./e2e/faults
 
 # The tests of package sinks with a larger load; the table is in their output.
 .PHONY: bench-sinks
