@@ -277,6 +277,9 @@ func (d folder) link(number uint64) error {
 func (d folder) lock() (*os.File, error) {
 	for {
 		f, err := d.open(lockName, unix.O_RDWR|unix.O_CREAT, 0o640)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, err // the directory was removed: nothing can be made in it any more
+		}
 		if skippable(err) || errors.Is(err, unix.EISDIR) {
 			// No file, so no writer holds it.
 			if err := d.rename(lockName, statefile.Aside(lockName), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {

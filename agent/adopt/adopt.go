@@ -125,9 +125,6 @@ func New(o Options) (*Adopter, error) {
 			return nil, fmt.Errorf("adopt: %w", err)
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(o.Dir, goneDir)); err != nil {
-		return nil, fmt.Errorf("adopt: %w", err)
-	}
 	for _, name := range []string{adoptedDir, quarantineDir, goneDir} {
 		dir := filepath.Join(o.Dir, name)
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -136,6 +133,14 @@ func New(o Options) (*Adopter, error) {
 		if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
 			return nil, errors.Join(fmt.Errorf("adopt: %s is no folder", dir), err)
 		}
+	}
+	// What is in it and not the folder itself, which another adopter may be using.
+	left, err := os.ReadDir(filepath.Join(o.Dir, goneDir))
+	for _, e := range left {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(o.Dir, goneDir, e.Name())))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adopt: %w", err)
 	}
 	return &Adopter{o: o, slot: make(chan struct{}, o.Parallel), work: map[string]*adoption{}, failed: map[string]time.Time{}}, nil
 }
