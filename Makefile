@@ -29,8 +29,9 @@ COMMIT := $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # A Docker daemon needs root. Where the caller is not root but may become it without
 # a password, only the demo and the end-to-end tests do; nothing else is built as root.
 # Shims count some losses in the kernel, for the agent of the whole IPC name space: what
-# runs here shall neither see nor leave such counts.
-ALONE = $(ROOT) unshare --ipc
+# runs here shall neither see nor leave such counts. Nor shall it inherit ignored signals
+# (of nohup, or of a shell's background), because the tests send them to what they start.
+ALONE = $(ROOT) env --default-signal unshare --ipc
 ROOT = $(shell [ "$$(id -u)" = 0 ] || ! sudo -n true 2>/dev/null || echo 'sudo -n -E env PATH=$(PATH)')
 
 SCRIPTS := $(wildcard scripts/*.sh runner-image/*.sh runner-image/hooks/*.sh) .ci/run
@@ -65,7 +66,7 @@ test: faults-clean setup lint unit e2e demo faults ## Everything that continuous
 .PHONY: unit
 unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 	@mkdir -p $(FAULTS)
-	TALLYMAN_FAULTS_DIR=$(FAULTS) $(GO) test -race -count 1 -p $(PARALLEL) -timeout 20m $(if $(filter 0,$(shell id -u)),-exec 'unshare --ipc') $(UNITS)
+	TALLYMAN_FAULTS_DIR=$(FAULTS) $(GO) test -race -count 1 -p $(PARALLEL) -timeout 20m -exec 'env --default-signal $(if $(filter 0,$(shell id -u)),unshare --ipc)' $(UNITS)
 
 .PHONY: e2e
 e2e: build ## End-to-end tests on a private Docker daemon (root)
