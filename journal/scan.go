@@ -62,6 +62,8 @@ func (l Line) Kind() record.Kind {
 		return record.KindJobStart
 	case record.KindJobEnd:
 		return record.KindJobEnd
+	case record.KindHTTP:
+		return record.KindHTTP
 	default:
 		return record.Kind(k)
 	}

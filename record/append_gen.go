@@ -50,6 +50,10 @@ func appendRecord(dst []byte, v *Record) []byte {
 		dst = appendKey(dst, "\"job\":")
 		dst = appendJob(dst, v.Job)
 	}
+	if v.HTTP != nil {
+		dst = appendKey(dst, "\"http\":")
+		dst = appendHTTP(dst, v.HTTP)
+	}
 	dst = appendUnknown(dst, v.Unknown)
 	return append(dst, '}')
 }
@@ -512,6 +516,114 @@ func appendJob(dst []byte, v *Job) []byte {
 	if v.Version != "" {
 		dst = appendKey(dst, "\"version\":")
 		dst = appendString(dst, string(v.Version))
+	}
+	if v.Result != "" {
+		dst = appendKey(dst, "\"result\":")
+		dst = appendString(dst, string(v.Result))
+	}
+	if v.Source != "" {
+		dst = appendKey(dst, "\"source\":")
+		dst = appendString(dst, string(v.Source))
+	}
+	dst = appendUnknown(dst, v.Unknown)
+	return append(dst, '}')
+}
+
+func appendHTTP(dst []byte, v *HTTP) []byte {
+	dst = append(dst, '{')
+	if v.Source != "" {
+		dst = appendKey(dst, "\"source\":")
+		dst = appendString(dst, string(v.Source))
+	}
+	if v.Row != 0 {
+		dst = appendKey(dst, "\"row\":")
+		dst = appendInt(dst, v.Row)
+	}
+	dst = appendKey(dst, "\"count\":")
+	dst = appendInt(dst, v.Count)
+	if v.PeriodNS != 0 {
+		dst = appendKey(dst, "\"period_ns\":")
+		dst = appendInt(dst, v.PeriodNS)
+	}
+	if v.Method != "" {
+		dst = appendKey(dst, "\"method\":")
+		dst = appendString(dst, string(v.Method))
+	}
+	if v.Host != "" {
+		dst = appendKey(dst, "\"host\":")
+		dst = appendString(dst, string(v.Host))
+	}
+	if v.Path != "" {
+		dst = appendKey(dst, "\"path\":")
+		dst = appendString(dst, string(v.Path))
+	}
+	if v.Class != "" {
+		dst = appendKey(dst, "\"class\":")
+		dst = appendString(dst, string(v.Class))
+	}
+	if v.Repository != "" {
+		dst = appendKey(dst, "\"repository\":")
+		dst = appendString(dst, string(v.Repository))
+	}
+	if v.Status != 0 {
+		dst = appendKey(dst, "\"status\":")
+		dst = appendInt(dst, v.Status)
+	}
+	if v.Bytes != nil {
+		dst = appendKey(dst, "\"bytes\":")
+		dst = appendInt(dst, *v.Bytes)
+	}
+	if v.DurationNS != 0 {
+		dst = appendKey(dst, "\"duration_ns\":")
+		dst = appendInt(dst, v.DurationNS)
+	}
+	if v.UserAgent != "" {
+		dst = appendKey(dst, "\"user_agent\":")
+		dst = appendString(dst, string(v.UserAgent))
+	}
+	if v.RemoteAddr != "" {
+		dst = appendKey(dst, "\"remote_addr\":")
+		dst = appendString(dst, string(v.RemoteAddr))
+	}
+	if v.User != "" {
+		dst = appendKey(dst, "\"user\":")
+		dst = appendString(dst, string(v.User))
+	}
+	if v.Anonymous {
+		dst = appendKey(dst, "\"anonymous\":")
+		dst = appendBool(dst, v.Anonymous)
+	}
+	if v.TokenName != "" {
+		dst = appendKey(dst, "\"token_name\":")
+		dst = appendString(dst, string(v.TokenName))
+	}
+	if v.Image != "" {
+		dst = appendKey(dst, "\"image\":")
+		dst = appendString(dst, string(v.Image))
+	}
+	if v.Tag != "" {
+		dst = appendKey(dst, "\"tag\":")
+		dst = appendString(dst, string(v.Tag))
+	}
+	if v.Digest != "" {
+		dst = appendKey(dst, "\"digest\":")
+		dst = appendString(dst, string(v.Digest))
+	}
+	if v.Pulls != nil {
+		dst = appendKey(dst, "\"pulls\":")
+		dst = appendInt(dst, *v.Pulls)
+	}
+	if v.VersionChecks != nil {
+		dst = appendKey(dst, "\"version_checks\":")
+		dst = appendInt(dst, *v.VersionChecks)
+	}
+	if v.RequestID != "" {
+		dst = appendKey(dst, "\"request_id\":")
+		dst = appendString(dst, string(v.RequestID))
+	}
+	if v.Candidates != nil {
+		dst = appendKey(dst, "\"candidates\":")
+		dst = appendInt(dst, *v.Candidates)
 	}
 	dst = appendUnknown(dst, v.Unknown)
 	return append(dst, '}')

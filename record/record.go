@@ -1,6 +1,6 @@
 // Package record defines the one record of Tallyman: what a docker invocation,
-// its end, a daemon event, a job's start and end, or a loss looks like on its way
-// from the runner to the place where people read it.
+// its end, a daemon event, a job's start and end, an imported HTTP request, or a loss
+// looks like on its way from where it is made to the place where people read it.
 //
 // A value flows one way: a source fills a Record, Append encodes it as one line
 // of JSON, and every later stage (journal, sinks, report) passes that line on
@@ -33,6 +33,7 @@ const (
 	KindLoss          Kind = "loss"           // something was not recorded or not delivered
 	KindJobStart      Kind = "job.start"      // the runner started a job
 	KindJobEnd        Kind = "job.end"        // the job's context was closed
+	KindHTTP          Kind = "http"           // a server counted a request, or an hour of them; imported
 )
 
 // By says how the job context of a record was found, from the surest way to none.
@@ -42,18 +43,18 @@ type By string
 const (
 	BySealed      By = "sealed"      // the job-started hook sealed it, and the record carries that job's tracking id or run
 	ByEnvironment By = "environment" // the caller's own GITHUB_* variables, no sealed context to check them against
-	ByInferred    By = "inferred"    // nothing in the record names a job; it fell into the time of the only job of this runner
+	ByInferred    By = "inferred"    // nothing in the record itself proves the job: it fell into the time of the only job of this runner, or an import found one job that explains it
 	ByNone        By = "none"        // no job is known
 )
 
 // Record is one line of the account. Exactly one of the nested objects that
-// belong to a kind is set: Invocation, End, Event, Loss or Job.
+// belong to a kind is set: Invocation, End, Event, Loss, Job or HTTP.
 type Record struct {
 	// ID is a UUIDv7 (RFC 9562): unique, ordered by time, made once where the record is born. Every later stage removes duplicates by it.
 	ID string `json:"id"`
 	// TS is the time of what is recorded, not of its delivery: RFC 3339 in UTC with nanoseconds.
 	TS time.Time `json:"ts"`
-	// Kind says what the record is about: invocation, invocation.end, event, loss, job.start or job.end.
+	// Kind says what the record is about: invocation, invocation.end, event, loss, job.start, job.end or http.
 	Kind Kind `json:"kind"`
 	// Schema is the version of this schema that the writer knew.
 	Schema int64 `json:"schema"`
@@ -77,6 +78,8 @@ type Record struct {
 	Loss *Loss `json:"loss,omitempty"`
 	// Job describes the start or the end of a job (kinds job.start and job.end).
 	Job *Job `json:"job,omitempty"`
+	// HTTP describes a request, or an hour of them, as the server that answered counted it (kind http).
+	HTTP *HTTP `json:"http,omitempty"`
 	// Unknown holds the members of the JSON object that this build does not know, as `,"key":value` pairs, so that they survive a round trip.
 	Unknown []byte `json:"-"`
 }
@@ -338,6 +341,67 @@ type Job struct {
 	DurationNS int64 `json:"duration_ns,omitempty"`
 	// Version is the version of Tallyman on the runner.
 	Version string `json:"version,omitempty"`
+	// Result is the result of the job as the runner wrote it, in lower case: succeeded, succeeded_with_issues, failed, canceled, skipped or abandoned. Known only where the record comes from the runner's Worker log.
+	Result string `json:"result,omitempty"`
+	// Source is worker-log where the record was made from a Worker log afterwards; empty where it was made while the job ran.
+	Source string `json:"source,omitempty"`
+	// Unknown holds members that this build does not know.
+	Unknown []byte `json:"-"`
+}
+
+// HTTP describes a request, or all alike requests of an hour, as the server that
+// answered them counted them. The record's ts is the time of the request, or the start
+// of the hour, by the server's clock. Such records are imported from what the operators
+// of servers hand out; Tallyman itself watches no traffic.
+type HTTP struct {
+	// Source is what the record was imported from: github-csv (request logs from GitHub's support), dockerhub-csv (Docker Hub's usage export), csv or jsonl.
+	Source string `json:"source,omitempty"`
+	// Row is the number of the row in the imported file, the first row of data being 1.
+	Row int64 `json:"row,omitempty"`
+	// Count is how many requests the record stands for: 1 for a row that is one request. For Docker Hub's export it is version_checks and pulls together.
+	Count int64 `json:"count"`
+	// PeriodNS is the length of the time from ts on that the record stands for, in nanoseconds; absent for a single request.
+	PeriodNS int64 `json:"period_ns,omitempty"`
+	// Method is the request's method in capitals.
+	Method string `json:"method,omitempty"`
+	// Host is the host that was asked, in lower case and without a port that is the scheme's own.
+	Host string `json:"host,omitempty"`
+	// Path is the path of the URL, without query and fragment; segments that look like secrets read [REDACTED].
+	Path string `json:"path,omitempty"`
+	// Class says what kind of request the path is: git-refs, git-fetch, git-push, git-lfs, archive, raw, release, api, graphql, registry-manifest, registry-blob, registry-tags, registry-ping, token, web or other; pull and check for Docker Hub's counts, where only one of them is not 0.
+	Class string `json:"class,omitempty"`
+	// Repository is the repository that the path names, as owner/name without .git: what was asked for, not the repository of the job.
+	Repository string `json:"repository,omitempty"`
+	// Status is the status code of the answer, 100 to 599.
+	Status int64 `json:"status,omitempty"`
+	// Bytes is the length of the answer's body in bytes, as the server gives it.
+	Bytes *int64 `json:"bytes,omitempty"`
+	// DurationNS is the time that the server took to answer, in nanoseconds.
+	DurationNS int64 `json:"duration_ns,omitempty"`
+	// UserAgent is the User-Agent header, without what looks like a secret.
+	UserAgent string `json:"user_agent,omitempty"`
+	// RemoteAddr is the IP address that the request came from, as the server saw it: for runners behind NAT, their shared egress address.
+	RemoteAddr string `json:"remote_addr,omitempty"`
+	// User is the account whose credentials the request carried; empty for anonymous requests and where the source does not say.
+	User string `json:"user,omitempty"`
+	// Anonymous is true where the source says that no credentials were given.
+	Anonymous bool `json:"anonymous,omitempty"`
+	// TokenName is the name (never the value) of the access token that was used, as its owner called it.
+	TokenName string `json:"token_name,omitempty"`
+	// Image is the repository of an image, with registry and namespace (docker.io/library/alpine).
+	Image string `json:"image,omitempty"`
+	// Tag is the tag that was asked for.
+	Tag string `json:"tag,omitempty"`
+	// Digest is the digest that was asked for or answered, as algorithm:hex.
+	Digest string `json:"digest,omitempty"`
+	// Pulls is the number of pulls in the period, which count against Docker Hub's limits.
+	Pulls *int64 `json:"pulls,omitempty"`
+	// VersionChecks is the number of version checks in the period: manifests asked for by HEAD, which do not count against the limits.
+	VersionChecks *int64 `json:"version_checks,omitempty"`
+	// RequestID is the server's own id of the request (GitHub: X-GitHub-Request-Id).
+	RequestID string `json:"request_id,omitempty"`
+	// Candidates is the number of jobs whose records could explain the row, where the import was joined to records of jobs; ci is set only where it is 1.
+	Candidates *int64 `json:"candidates,omitempty"`
 	// Unknown holds members that this build does not know.
 	Unknown []byte `json:"-"`
 }

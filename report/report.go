@@ -62,7 +62,7 @@ var ErrUnknownKind = errors.New("unknown kind of record")
 
 // Kinds are the kinds that Filter.Kinds may name.
 func Kinds() []record.Kind {
-	return []record.Kind{record.KindInvocation, record.KindInvocationEnd, record.KindEvent, record.KindLoss, record.KindJobStart, record.KindJobEnd}
+	return []record.Kind{record.KindInvocation, record.KindInvocationEnd, record.KindEvent, record.KindLoss, record.KindJobStart, record.KindJobEnd, record.KindHTTP}
 }
 
 // Source gives the lines of one journal or file.

@@ -4,7 +4,7 @@ package recordjson
 
 import "github.com/tallyman-ci/tallyman/record"
 
-var knownRecord = []string{"id", "ts", "kind", "schema", "by", "outside_job", "ci", "claim", "host", "invocation", "end", "event", "loss", "job"}
+var knownRecord = []string{"id", "ts", "kind", "schema", "by", "outside_job", "ci", "claim", "host", "invocation", "end", "event", "loss", "job", "http"}
 
 func (d *decoder) objectRecord(v *record.Record) {
 	d.object(&v.Unknown, knownRecord, func(key []byte) bool {
@@ -68,6 +68,12 @@ func (d *decoder) objectRecord(v *record.Record) {
 			if !d.null() {
 				v.Job = new(record.Job)
 				d.objectJob(v.Job)
+			}
+		case "http":
+			v.HTTP = nil
+			if !d.null() {
+				v.HTTP = new(record.HTTP)
+				d.objectHTTP(v.HTTP)
 			}
 		default:
 			return false
@@ -380,7 +386,7 @@ func (d *decoder) objectLoss(v *record.Loss) {
 	})
 }
 
-var knownJob = []string{"outcome", "started", "duration_ns", "version"}
+var knownJob = []string{"outcome", "started", "duration_ns", "version", "result", "source"}
 
 func (d *decoder) objectJob(v *record.Job) {
 	d.object(&v.Unknown, knownJob, func(key []byte) bool {
@@ -393,6 +399,70 @@ func (d *decoder) objectJob(v *record.Job) {
 			v.DurationNS = d.int()
 		case "version":
 			v.Version = d.string()
+		case "result":
+			v.Result = d.string()
+		case "source":
+			v.Source = d.string()
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+var knownHTTP = []string{"source", "row", "count", "period_ns", "method", "host", "path", "class", "repository", "status", "bytes", "duration_ns", "user_agent", "remote_addr", "user", "anonymous", "token_name", "image", "tag", "digest", "pulls", "version_checks", "request_id", "candidates"}
+
+func (d *decoder) objectHTTP(v *record.HTTP) {
+	d.object(&v.Unknown, knownHTTP, func(key []byte) bool {
+		switch string(key) {
+		case "source":
+			v.Source = d.string()
+		case "row":
+			v.Row = d.int()
+		case "count":
+			v.Count = d.int()
+		case "period_ns":
+			v.PeriodNS = d.int()
+		case "method":
+			v.Method = d.string()
+		case "host":
+			v.Host = d.string()
+		case "path":
+			v.Path = d.string()
+		case "class":
+			v.Class = d.string()
+		case "repository":
+			v.Repository = d.string()
+		case "status":
+			v.Status = d.int()
+		case "bytes":
+			v.Bytes = d.intPointer()
+		case "duration_ns":
+			v.DurationNS = d.int()
+		case "user_agent":
+			v.UserAgent = d.string()
+		case "remote_addr":
+			v.RemoteAddr = d.string()
+		case "user":
+			v.User = d.string()
+		case "anonymous":
+			v.Anonymous = d.bool()
+		case "token_name":
+			v.TokenName = d.string()
+		case "image":
+			v.Image = d.string()
+		case "tag":
+			v.Tag = d.string()
+		case "digest":
+			v.Digest = d.string()
+		case "pulls":
+			v.Pulls = d.intPointer()
+		case "version_checks":
+			v.VersionChecks = d.intPointer()
+		case "request_id":
+			v.RequestID = d.string()
+		case "candidates":
+			v.Candidates = d.intPointer()
 		default:
 			return false
 		}

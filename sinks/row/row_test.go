@@ -42,6 +42,9 @@ func samples() []*record.Record {
 			Loss: &record.Loss{Cause: "stream_gap", Count: -1, From: ts.Add(-time.Minute), To: ts, Source: "events"}},
 		{ID: "01980000-0000-7000-8000-000000000005", TS: ts, Kind: record.KindJobEnd, Schema: 1, By: record.BySealed, CI: ci,
 			Job: &record.Job{Outcome: "completed", Started: ts.Add(-time.Hour), DurationNS: 3_600_000_000_000, Version: "1.0"}},
+		{ID: "01980000-0000-7000-8000-000000000006", TS: ts, Kind: record.KindHTTP, Schema: 1, By: record.ByNone,
+			HTTP: &record.HTTP{Source: "github-csv", Row: 1, Count: 1, Method: "GET", Host: "github.com", Path: "/acme/app.git/info/refs", Class: "git-refs",
+				Repository: "acme/app", Status: 401, Bytes: int64p(0), UserAgent: "git/2.43.0", RemoteAddr: "203.0.113.7", Anonymous: true}},
 	}
 }
 
