@@ -585,6 +585,10 @@ func appendHTTP(dst []byte, v *HTTP) []byte {
 		dst = appendKey(dst, "\"remote_addr\":")
 		dst = appendString(dst, string(v.RemoteAddr))
 	}
+	if len(v.RemoteAddrs) != 0 {
+		dst = appendKey(dst, "\"remote_addrs\":")
+		dst = appendStrings(dst, v.RemoteAddrs)
+	}
 	if v.User != "" {
 		dst = appendKey(dst, "\"user\":")
 		dst = appendString(dst, string(v.User))

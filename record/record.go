@@ -382,6 +382,8 @@ type HTTP struct {
 	UserAgent string `json:"user_agent,omitempty"`
 	// RemoteAddr is the IP address that the request came from, as the server saw it: for runners behind NAT, their shared egress address.
 	RemoteAddr string `json:"remote_addr,omitempty"`
+	// RemoteAddrs are the addresses of a row that stands for requests from several; then remote_addr is empty.
+	RemoteAddrs []string `json:"remote_addrs,omitempty"`
 	// User is the account whose credentials the request carried; empty for anonymous requests and where the source does not say.
 	User string `json:"user,omitempty"`
 	// Anonymous is true where the source says that no credentials were given.

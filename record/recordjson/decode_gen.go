@@ -410,7 +410,7 @@ func (d *decoder) objectJob(v *record.Job) {
 	})
 }
 
-var knownHTTP = []string{"source", "row", "count", "period_ns", "method", "host", "path", "class", "repository", "status", "bytes", "duration_ns", "user_agent", "remote_addr", "user", "anonymous", "token_name", "image", "tag", "digest", "pulls", "version_checks", "request_id", "candidates"}
+var knownHTTP = []string{"source", "row", "count", "period_ns", "method", "host", "path", "class", "repository", "status", "bytes", "duration_ns", "user_agent", "remote_addr", "remote_addrs", "user", "anonymous", "token_name", "image", "tag", "digest", "pulls", "version_checks", "request_id", "candidates"}
 
 func (d *decoder) objectHTTP(v *record.HTTP) {
 	d.object(&v.Unknown, knownHTTP, func(key []byte) bool {
@@ -443,6 +443,9 @@ func (d *decoder) objectHTTP(v *record.HTTP) {
 			v.UserAgent = d.string()
 		case "remote_addr":
 			v.RemoteAddr = d.string()
+		case "remote_addrs":
+			v.RemoteAddrs = nil
+			d.array(func() { v.RemoteAddrs = append(v.RemoteAddrs, d.string()) })
 		case "user":
 			v.User = d.string()
 		case "anonymous":
