@@ -202,7 +202,7 @@ type Invocation struct {
 	PID int64 `json:"pid,omitempty"`
 	// PPID is the process id of the caller.
 	PPID int64 `json:"ppid,omitempty"`
-	// UID is the real user id of the caller.
+	// UID is the real user id of the caller; -1 where it is not known, in records from Worker logs.
 	UID int64 `json:"uid"`
 	// Sudo is true when the call came through sudo (SUDO_UID is set), which hides the job's variables.
 	Sudo bool `json:"sudo,omitempty"`
@@ -246,7 +246,7 @@ type End struct {
 	ExitCode *int64 `json:"exit_code,omitempty"`
 	// Signal is the number of the signal that ended the tool.
 	Signal int64 `json:"signal,omitempty"`
-	// Source says how the end was seen: pidfd_info (exit code and duration, Linux 6.15 and later), pidfd_poll (duration, Linux 5.3 and later), socket_eof (an upper bound of the duration) or unknown.
+	// Source says how the end was seen: pidfd_info (exit code and duration, Linux 6.15 and later), pidfd_poll (duration, Linux 5.3 and later), socket_eof (an upper bound of the duration), worker_log (what the runner wrote of its own processes) or unknown.
 	Source string `json:"source,omitempty"`
 	// Unknown holds members that this build does not know.
 	Unknown []byte `json:"-"`
