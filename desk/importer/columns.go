@@ -280,16 +280,13 @@ func (x *table) heading() (heads []string, skipped int, named bool) {
 			return heads, i, true
 		}
 	}
-	// Headings in words that nobody knows: a first row in which no cell looks like data,
-	// before rows in which some do.
-	if len(x.pending) > 1 && x.pending[0].err == nil {
-		if len(x.pending[0].row.cells) > 1 && !looksLikeData(x.pending[0].row.cells) && looksLikeData(x.pending[1].row.cells) {
-			for _, c := range x.pending[0].row.cells {
-				heads = append(heads, strings.TrimSpace(c))
-			}
-			x.pending = x.pending[1:]
-			return heads, 0, true
+	// Headings in words that nobody knows: a first row in which no cell looks like data.
+	if len(x.pending) > 0 && x.pending[0].err == nil && len(x.pending[0].row.cells) > 1 && !looksLikeData(x.pending[0].row.cells) {
+		for _, c := range x.pending[0].row.cells {
+			heads = append(heads, strings.TrimSpace(c))
 		}
+		x.pending = x.pending[1:]
+		return heads, 0, true
 	}
 	width := 0
 	for _, p := range x.pending {
