@@ -98,6 +98,11 @@ bench-bounds: build ## Latency with full, frozen and stalled parts, memory at ov
 	@$(GO) build -o $(CACHE)/bin/boundsbench ./e2e/boundsbench
 	@$(ALONE) $(CACHE)/bin/boundsbench
 
+.PHONY: bench-import
+bench-import: ## Rows per second and peak memory of imports, 1 and 10 million rows of each format
+	@$(GO) build -o $(CACHE)/bin/importbench ./desk/importer/importbench
+	@$(CACHE)/bin/importbench
+
 .PHONY: crash
 crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
 	TALLYMAN_CRASH=all TALLYMAN_ADOPT_RUNS=200 TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -p 1 -timeout 90m -exec '$(ALONE)' \

@@ -21,7 +21,7 @@ type sanitizer struct {
 }
 
 // maxCached bounds each of the maps; a full one begins anew.
-const maxCached = 4096
+const maxCached = 32 << 10
 
 func newSanitizer() *sanitizer {
 	return &sanitizer{texts: map[string]string{}, paths: map[string]string{}, targets: map[string]target{}, images: map[string]string{}}
