@@ -238,6 +238,27 @@ func TestWhatURLsKeep(t *testing.T) {
 	}
 }
 
+// A column of tokens is not one of their names, and one of clients may hold addresses.
+func TestHeadingsThatMislead(t *testing.T) {
+	records, _, err := read("time,client,token,url\n2026-11-23T10:11:12Z,203.0.113.7,hunter2,/a\n", github)
+	if err != nil || len(records) != 1 {
+		t.Fatal(err)
+	}
+	if h := records[0].HTTP; h.TokenName != "" || h.RemoteAddr != "203.0.113.7" || h.UserAgent != "" {
+		t.Errorf("got %+v", h)
+	}
+}
+
+// A file that was cut on its way is an error, not a shorter table.
+func TestCutFilesAreErrors(t *testing.T) {
+	whole := zipped("timestamp,url\n" + strings.Repeat("2026-11-23T10:11:12Z,/a\n", 1000))
+	for _, n := range []int{len(whole) / 2, len(whole) - 1} {
+		if records, _, err := read(whole[:n], github); err == nil || len(records) == 1000 && n < len(whole)/2 {
+			t.Errorf("%d of %d bytes: %d records, no error", n, len(whole), len(records))
+		}
+	}
+}
+
 // Secrets are put into each cell in turn; neither a record nor an error may hold one.
 func TestSecretsReachNothing(t *testing.T) {
 	const head = "timestamp,method,url,host,status,user_agent,bytes,ip,user,request_id,repository,token_name,tag,digest"
