@@ -81,7 +81,8 @@ func (c *csvRows) next() (row, error) {
 			continue // an empty line is no row
 		}
 		if c.delimiter == 0 {
-			c.delimiter = delimiterOf(l.text)
+			rest, _ := c.in.r.Peek(32 << 10) // an error comes again with the next line
+			c.delimiter = delimiterOf(append(bytes.Clone(l.text), rest...))
 		}
 		c.raw = append(c.raw[:0], l.text...)
 		reason, err := c.whole()
@@ -176,21 +177,37 @@ func (c *csvRows) split() (open bool, reason string) {
 	}
 }
 
-// delimiterOf is the delimiter that cuts a heading into the most cells.
-func delimiterOf(line []byte) rune {
-	best, most := ',', 0
+// delimiterOf is the delimiter that cuts most of the first lines into the same number of
+// cells: neither a line before the heading nor user agents with semicolons decide.
+func delimiterOf(head []byte) rune {
+	best, mostLines, mostCells := ',', 0, 0
 	for _, d := range ",;\t|" {
-		n, quoted := 0, false
-		for _, c := range string(line) {
+		counts := map[int]int{} // lines by the number of delimiters in them
+		lines, n, quoted := 0, 0, false
+		for _, c := range head {
 			switch {
 			case c == '"':
 				quoted = !quoted
-			case c == d && !quoted:
+			case quoted:
+			case rune(c) == d:
 				n++
+			case c == '\n':
+				if n > 0 {
+					counts[n]++
+				}
+				lines, n = lines+1, 0
+			}
+			if lines == 20 {
+				break
 			}
 		}
-		if n > most {
-			best, most = d, n
+		if n > 0 {
+			counts[n]++ // the last line, which has no end
+		}
+		for cells, lines := range counts {
+			if lines > mostLines || lines == mostLines && cells > mostCells {
+				best, mostLines, mostCells = d, lines, cells
+			}
 		}
 	}
 	return best
