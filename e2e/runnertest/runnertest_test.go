@@ -114,9 +114,14 @@ func TestExitCodesOfSteps(t *testing.T) {
 
 func TestOrphansWithTheJobsTrackingIDAreKilled(t *testing.T) {
 	j := newJob(t, "", "")
+	// Until env has exec'd sleep, both its environment and its name are the shell's.
 	step, err := j.Step(t.Context(), "x", `
-sleep 300 </dev/null >/dev/null 2>&1 & echo $!
-env -u RUNNER_TRACKING_ID sleep 300 </dev/null >/dev/null 2>&1 & echo $!`)
+sleep 300 </dev/null >/dev/null 2>&1 & with=$!
+env -u RUNNER_TRACKING_ID sleep 300 </dev/null >/dev/null 2>&1 & without=$!
+for pid in $with $without; do
+  until [ "$(cat /proc/$pid/comm)" = sleep ]; do :; done
+  echo $pid
+done`)
 	if err != nil {
 		t.Fatal(err)
 	}
