@@ -1,0 +1,128 @@
+package panels
+
+import (
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Dialect is the SQL that a panel's query is written out in.
+type Dialect string
+
+// The dialects.
+const (
+	GoogleSQL Dialect = "googlesql" // BigQuery
+	DuckDB    Dialect = "duckdb"    // local journals
+	Grafana   Dialect = "grafana"   // GoogleSQL with Grafana's macros and variables
+)
+
+var (
+	placeholder = regexp.MustCompile(`@(from|to|repository|workflow|image)\b`)
+	// relation is a view as panels and view files write it. Nothing else in a panel's
+	// query has this form.
+	relation = regexp.MustCompile(`\btallyman\.([a-z_]+)\b`)
+)
+
+// Parameters writes a query with named parameters, @name for GoogleSQL and $name for
+// DuckDB, and returns the values that it wants.
+func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
+	seen := map[string]bool{}
+	var params []Param
+	sql = placeholder.ReplaceAllStringFunc(sql, func(m string) string {
+		name := m[1:]
+		if !seen[name] {
+			seen[name] = true
+			params = append(params, Param{name, f.value(name)})
+		}
+		if d == DuckDB {
+			return "$" + name
+		}
+		return m
+	})
+	return sql, params
+}
+
+// Literal writes a query that can be run as it stands, with the filter's values in it.
+func Literal(sql string, d Dialect, f Filter) string {
+	return placeholder.ReplaceAllStringFunc(sql, func(m string) string {
+		switch v := f.value(m[1:]).(type) {
+		case time.Time:
+			return "TIMESTAMP '" + v.UTC().Format("2006-01-02 15:04:05.999999") + "+00'"
+		case string:
+			return quote(d, v)
+		}
+		return "NULL"
+	})
+}
+
+// Dashboard writes a query for Grafana's BigQuery data source: its macros give the
+// time range, its variables the filters
+// (https://grafana.com/docs/plugins/grafana-bigquery-datasource/latest/query-editor/).
+func Dashboard(sql string) string {
+	return placeholder.ReplaceAllStringFunc(sql, func(m string) string {
+		switch m {
+		case "@from":
+			return "$__timeFrom()"
+		case "@to":
+			return "$__timeTo()"
+		}
+		return "${" + m[1:] + ":singlequote}"
+	})
+}
+
+// In writes a query over the views of a data set of BigQuery.
+func In(sql, project, dataset string) string {
+	return relation.ReplaceAllString(sql, "`"+project+"."+dataset+".$1`")
+}
+
+// Views are the names of the views that a query reads, each once, in the order of the text.
+func Views(sql string) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, m := range relation.FindAllStringSubmatch(sql, -1) {
+		if !seen[m[1]] {
+			seen[m[1]] = true
+			out = append(out, m[1])
+		}
+	}
+	return out
+}
+
+func (f Filter) value(name string) any {
+	switch name {
+	case "from":
+		return f.From.UTC()
+	case "to":
+		return f.To.UTC()
+	case "repository":
+		return f.Repository
+	case "workflow":
+		return f.Workflow
+	}
+	return f.Image
+}
+
+// quote writes a string literal. GoogleSQL knows backslashes, DuckDB only two quotes
+// for one.
+func quote(d Dialect, s string) string {
+	if d == DuckDB {
+		return "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	}
+	var b strings.Builder
+	b.WriteByte('\'')
+	for _, r := range s { // what is no UTF-8 becomes U+FFFD
+		switch r {
+		case '\'', '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case '\n':
+			b.WriteString(`\n`)
+		case '\r':
+			b.WriteString(`\r`)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('\'')
+	return b.String()
+}

@@ -1,0 +1,45 @@
+package panels
+
+import (
+	"testing"
+	"time"
+)
+
+var filter = Filter{From: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), To: time.Date(2026, 11, 8, 0, 0, 0, 500000, time.UTC), Repository: `o'neil\x`, Image: "a\nb"}
+
+const asked = "SELECT 1 FROM tallyman.calls WHERE ts >= @from AND ts < @to AND (@repository = '' OR repository = @repository) AND image = @image"
+
+func TestParameters(t *testing.T) {
+	sql, params := Parameters(asked, DuckDB, filter)
+	if want := "SELECT 1 FROM tallyman.calls WHERE ts >= $from AND ts < $to AND ($repository = '' OR repository = $repository) AND image = $image"; sql != want {
+		t.Errorf("DuckDB: %s", sql)
+	}
+	if len(params) != 4 || params[2].Value != filter.Repository {
+		t.Errorf("parameters %v: each once, in order", params)
+	}
+	if sql, _ := Parameters(asked, GoogleSQL, filter); sql != asked {
+		t.Errorf("GoogleSQL: %s", sql)
+	}
+}
+
+func TestLiteral(t *testing.T) {
+	for d, want := range map[Dialect]string{
+		DuckDB: "SELECT 1 FROM tallyman.calls WHERE ts >= TIMESTAMP '2026-11-01 00:00:00+00' AND ts < TIMESTAMP '2026-11-08 00:00:00.0005+00'" +
+			" AND ('o''neil\\x' = '' OR repository = 'o''neil\\x') AND image = 'a\nb'",
+		GoogleSQL: "SELECT 1 FROM tallyman.calls WHERE ts >= TIMESTAMP '2026-11-01 00:00:00+00' AND ts < TIMESTAMP '2026-11-08 00:00:00.0005+00'" +
+			` AND ('o\'neil\\x' = '' OR repository = 'o\'neil\\x') AND image = 'a\nb'`,
+	} {
+		if got := Literal(asked, d, filter); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", d, got, want)
+		}
+	}
+}
+
+func TestIn(t *testing.T) {
+	if got, want := In("SELECT a.x FROM tallyman.calls AS a JOIN tallyman.records", "my-project", "ds"), "SELECT a.x FROM `my-project.ds.calls` AS a JOIN `my-project.ds.records`"; got != want {
+		t.Errorf("got %s", got)
+	}
+	if got, want := Dashboard(asked), "SELECT 1 FROM tallyman.calls WHERE ts >= $__timeFrom() AND ts < $__timeTo() AND (${repository:singlequote} = '' OR repository = ${repository:singlequote}) AND image = ${image:singlequote}"; got != want {
+		t.Errorf("got %s", got)
+	}
+}
