@@ -1,0 +1,3 @@
+// Package blame ranks who caused requests that a server counted: whose docker builds
+// explain them in time.
+package blame
