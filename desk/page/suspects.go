@@ -1,6 +1,13 @@
 package page
 
-import "github.com/tallyman-ci/tallyman/desk/panels"
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/blame"
+	"github.com/tallyman-ci/tallyman/desk/panels"
+)
 
 // Suspects is the ranking of those whose builds explain imported requests.
 type Suspects struct {
@@ -25,9 +32,9 @@ func (p *Page) suspectsView() *suspectsView {
 	if s == nil {
 		return nil
 	}
-	v := &suspectsView{Title: s.Title, Question: s.Question, Verdict: text(s.Verdict), Why: text(s.Why)}
+	v := &suspectsView{Title: s.Title, Question: s.Question, Verdict: text(s.Verdict), Why: lines(s.Why)}
 	for _, n := range s.Notes {
-		v.Notes = append(v.Notes, text(n))
+		v.Notes = append(v.Notes, lines(n))
 	}
 	for _, m := range s.Method {
 		v.Method = append(v.Method, lines(m))
@@ -39,4 +46,85 @@ func (p *Page) suspectsView() *suspectsView {
 		v.List = list(s.Ranking, p.Live)
 	}
 	return v
+}
+
+// Blamed shows a ranking on a page.
+func Blamed(r blame.Result) *Suspects {
+	s := &Suspects{
+		Title: "Whose builds explain the requests", Method: r.Method,
+		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), plural(int64(r.Builds), "recorded build"), plural(int64(r.Candidates), "candidate")),
+		Sure:     r.Verdict == blame.Named,
+		Why:      strings.Join(r.Reasons, " "),
+	}
+	switch r.Verdict {
+	case blame.Named:
+		s.Verdict = "Somebody can be named."
+	case blame.Indications:
+		s.Verdict = "There are indications, and no more than that."
+	default:
+		s.Verdict = "Nobody can be named."
+	}
+	s.Notes = append(s.Notes, fmt.Sprintf("All recorded builds together explain %s of %s requests (90 %% of resamples: %s to %s); the rest comes from elsewhere.",
+		round(r.Explained.Value), count(r.Requests), round(r.Explained.Low), round(r.Explained.High)))
+	switch c := r.Coverage; {
+	case c.Share < 0:
+		s.Notes = append(s.Notes, "Nothing tells which share of the builds was recorded. What a missing build caused is laid at the door of others.")
+	default:
+		s.Notes = append(s.Notes, fmt.Sprintf("%s of the builds are believed to be recorded (%s). What a missing build caused is laid at the door of others.", share(c.Share), c.From))
+	}
+	if r.Shift.Abs() >= time.Second {
+		s.Notes = append(s.Notes, fmt.Sprintf("The server’s clock is %s off the runners’; the ranking has that taken out.", length(float64(r.Shift.Abs()))))
+	}
+	s.Ranking = panels.Result{Panel: panels.Panel{ID: "suspects", Chart: panels.Bars, Columns: []panels.Column{
+		{Title: "repository", Unit: panels.Text, Sets: "repository"},
+		{Title: "workflow", Unit: panels.Text, Sets: "workflow"},
+		{Title: "job", Unit: panels.Text},
+		{Title: "step or image", Unit: panels.Text},
+		{Unit: panels.URL},
+		{Title: "requests", Unit: panels.Count, Bar: true, Tone: panels.Bad, Note: "that its recorded builds explain"},
+		{Title: "up to", Unit: panels.Count, Bar: true, Note: "upper bound of the 90 % interval"},
+		{Title: "at least", Unit: panels.Count, Note: "lower bound of the 90 % interval"},
+		{Title: "per build", Unit: panels.Number},
+		{Title: "by chance", Unit: panels.Text, Note: "how likely evidence this strong is if it had nothing to do with the requests"},
+		{Title: "rank", Unit: panels.Text, Note: "where it lies in 90 % of the resamples"},
+		{Title: "named", Unit: panels.Text},
+	}}}
+	for _, x := range r.Suspects {
+		if len(x.Members) == 0 {
+			continue
+		}
+		first := x.Members[0]
+		what := strings.Join(filled(first.Step, first.Image, first.Target), " ")
+		if n := len(x.Members) - 1; n > 0 {
+			what = strings.TrimSpace(fmt.Sprintf("%s and %s that always ran at the same time", what, plural(int64(n), "other")))
+		}
+		link := ""
+		if len(x.Examples) > 0 {
+			link = x.Examples[0].JobURL
+		}
+		rank := fmt.Sprint(x.Rank)
+		if x.RankLow != x.RankHigh {
+			rank = fmt.Sprintf("%d (%d to %d)", x.Rank, x.RankLow, x.RankHigh)
+		}
+		chance := fmt.Sprintf("%.2g", x.PValue)
+		named := "no"
+		if x.Named {
+			named = "yes"
+		}
+		s.Ranking.Table.Rows = append(s.Ranking.Table.Rows, []any{first.Repository, first.Workflow, first.Job, what, link,
+			x.Requests.Value, x.Requests.High, x.Requests.Low, x.PerBuild, chance, rank, named})
+	}
+	return s
+}
+
+func round(f float64) string { return value(panels.Count, f) }
+
+func filled(texts ...string) []string {
+	var out []string
+	for _, s := range texts {
+		if s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
 }
