@@ -52,6 +52,7 @@ setup: ## Install what demo and tests need by apt (root), or say what is missing
 	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static \
 		iptables:iptables strace:strace jq:jq shellcheck:shellcheck \
 		mkfs.ext4:e2fsprogs node:nodejs npm:npm
+	@scripts/setup.sh chromium:chromium || echo "setup: no Chromium by apt here; the browser tests take google-chrome too" >&2
 
 .PHONY: demo
 demo: ## Run a real workflow on a private Docker daemon and print its account (root)
@@ -61,7 +62,7 @@ demo: ## Run a real workflow on a private Docker daemon and print its account (r
 	@$(ALONE) $(CACHE)/bin/demo -act $(ACT)
 
 .PHONY: test
-test: faults-clean setup lint unit e2e demo faults ## Everything that continuous integration runs
+test: faults-clean setup lint unit browser e2e demo faults ## Everything that continuous integration runs
 
 .PHONY: unit
 unit: ## Unit tests with the race detector, seeds of the fuzz tests included
@@ -72,6 +73,11 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 e2e: build ## End-to-end tests on a private Docker daemon (root)
 	@mkdir -p $(FAULTS)
 	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 20m -exec '$(ALONE)' ./e2e/...
+
+# A module of its own: the driver of the browser is no dependency of Tallyman.
+.PHONY: browser
+browser: ## The desk's page in a headless Chromium; TALLYMAN_SCREENSHOTS keeps pictures of it
+	cd e2e/browser && $(GO) vet ./... && $(GO) test -race -count 1 -timeout 20m ./...
 
 .PHONY: faults-clean
 faults-clean:
