@@ -72,7 +72,9 @@ func Dashboard(sql string) string {
 
 // In writes a query over the views of a data set of BigQuery.
 func In(sql, project, dataset string) string {
-	return relation.ReplaceAllString(sql, "`"+project+"."+dataset+".$1`")
+	return relation.ReplaceAllStringFunc(sql, func(m string) string {
+		return "`" + project + "." + dataset + strings.TrimPrefix(m, "tallyman") + "`"
+	})
 }
 
 // Views are the names of the views that a query reads, each once, in the order of the text.
