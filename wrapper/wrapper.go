@@ -75,11 +75,54 @@ func (c *start) prepare() {
 		c.environ = c.self.dropMistakenPrivileges(c.environ)
 	}
 	c.cfg, c.trusted = loadConfig(c.self, secure)
-	c.real = c.cfg.Real[c.self.tool]
-	if c.real == "" {
-		c.real = c.self.path + ".original"
-	}
+	c.real = c.findReal()
 	c.problem = checkReal(c.real, c.self)
+}
+
+// findReal finds the real tool. Where none stands beside the path of the call, that path
+// may be a link to the shim in another folder, or the shim itself that a job has
+// moved out of the way of a docker of its own: then it stands where the shim was
+// installed.
+func (c *start) findReal() string {
+	if real := c.cfg.Real[c.self.tool]; real != "" {
+		return real
+	}
+	beside := c.self.path + ".original"
+	if exists(beside) {
+		return beside
+	}
+	var buf [4096]byte
+	if n, err := syscall.Readlink("/proc/self/exe", buf[:]); err == nil && n > 0 {
+		// Of the same name only: podman may be a link to the shim, and is not docker.
+		if real := string(buf[:n]) + ".original"; strings.HasSuffix(string(buf[:n]), "/"+c.self.tool) && exists(real) {
+			return real
+		}
+	}
+	if tool := nameBefore(c.self.tool); tool != "" {
+		real := c.cfg.Real[tool]
+		if real == "" {
+			real = c.self.path[:len(c.self.path)-len(c.self.tool)] + tool + ".original"
+		}
+		if exists(real) {
+			c.self.tool = tool
+			return real
+		}
+	}
+	return beside
+}
+
+// nameBefore returns docker for docker.orig, docker-real and whatever else people call
+// a program that they put another in the place of, and "" for other names.
+func nameBefore(name string) string {
+	i := strings.LastIndexAny(name, ".-_")
+	if i <= 0 {
+		return ""
+	}
+	switch name[i+1:] {
+	case "orig", "org", "original", "real", "old", "bak", "backup", "distrib", "wrapped", "bin":
+		return name[:i]
+	}
+	return ""
 }
 
 // record describes the call and hands the record over, where this is switched on. A
