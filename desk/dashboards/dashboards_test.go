@@ -13,7 +13,7 @@ import (
 func list() []panels.Panel {
 	text := panels.Column{Name: "repository", Title: "repository", Unit: panels.Text, Sets: "repository"}
 	n := panels.Column{Name: "calls", Title: "calls", Unit: panels.Count, Bar: true, Tone: panels.Bad}
-	sql := "SELECT repository, calls FROM tallyman.calls WHERE hour >= @from AND hour < @to AND (@repository = '' OR repository = @repository) LIMIT 15"
+	sql := "SELECT repository, calls FROM tallyman.calls WHERE hour >= @from AND hour < @to AND @only(repository) LIMIT 15"
 	p := func(id, section string, c panels.Chart, wide bool, columns ...panels.Column) panels.Panel {
 		return panels.Panel{ID: id, Section: section, Title: id, Question: "Who?", Views: []string{"calls"}, SQL: sql, Chart: c, Wide: wide, Columns: columns}
 	}

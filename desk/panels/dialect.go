@@ -18,6 +18,9 @@ const (
 
 var (
 	placeholder = regexp.MustCompile(`@(from|to|repository|workflow|image)\b`)
+	// condition is where a query is narrowed: AND @only(repository, workflow) becomes a
+	// condition for each filter that is set.
+	condition = regexp.MustCompile(`(\s*)AND @only\(([a-z, ]*)\)`)
 	// relation is a view as panels and view files write it. Nothing else in a panel's
 	// query has this form.
 	relation = regexp.MustCompile(`\btallyman\.([a-z_]+)\b`)
@@ -28,6 +31,7 @@ var (
 func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 	seen := map[string]bool{}
 	var params []Param
+	sql = narrow(sql, f)
 	sql = placeholder.ReplaceAllStringFunc(sql, func(m string) string {
 		name := m[1:]
 		if !seen[name] {
@@ -44,7 +48,7 @@ func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 
 // Literal writes a query that can be run as it stands, with the filter's values in it.
 func Literal(sql string, d Dialect, f Filter) string {
-	return placeholder.ReplaceAllStringFunc(sql, func(m string) string {
+	return placeholder.ReplaceAllStringFunc(narrow(sql, f), func(m string) string {
 		switch v := f.value(m[1:]).(type) {
 		case time.Time:
 			return "TIMESTAMP '" + v.UTC().Format("2006-01-02 15:04:05.999999") + "+00'"
@@ -59,6 +63,15 @@ func Literal(sql string, d Dialect, f Filter) string {
 // time range, its variables the filters
 // (https://grafana.com/docs/plugins/grafana-bigquery-datasource/latest/query-editor/).
 func Dashboard(sql string) string {
+	sql = condition.ReplaceAllStringFunc(sql, func(m string) string {
+		parts := condition.FindStringSubmatch(m)
+		out := ""
+		for _, name := range strings.Split(parts[2], ",") {
+			name = strings.TrimSpace(name)
+			out += parts[1] + "AND (@" + name + " = '' OR " + name + " = @" + name + ")"
+		}
+		return out
+	})
 	return placeholder.ReplaceAllStringFunc(sql, func(m string) string {
 		switch m {
 		case "@from":
@@ -67,6 +80,26 @@ func Dashboard(sql string) string {
 			return "$__timeTo()"
 		}
 		return "${" + m[1:] + ":singlequote}"
+	})
+}
+
+// narrow writes the conditions of the filters that are set. An asterisk at the end
+// stands for any text.
+func narrow(sql string, f Filter) string {
+	return condition.ReplaceAllStringFunc(sql, func(m string) string {
+		parts := condition.FindStringSubmatch(m)
+		out := ""
+		for _, name := range strings.Split(parts[2], ",") {
+			name = strings.TrimSpace(name)
+			switch text, _ := f.text(name); {
+			case text == "":
+			case strings.HasSuffix(text, "*"):
+				out += parts[1] + "AND STARTS_WITH(" + name + ", @" + name + ")"
+			default:
+				out += parts[1] + "AND " + name + " = @" + name
+			}
+		}
+		return out
 	})
 }
 
@@ -96,12 +129,22 @@ func (f Filter) value(name string) any {
 		return f.From.UTC()
 	case "to":
 		return f.To.UTC()
-	case "repository":
-		return f.Repository
-	case "workflow":
-		return f.Workflow
 	}
-	return f.Image
+	text, _ := f.text(name)
+	return strings.TrimSuffix(text, "*")
+}
+
+// text is a filter's text, and whether there is such a filter.
+func (f Filter) text(name string) (string, bool) {
+	switch name {
+	case "repository":
+		return f.Repository, true
+	case "workflow":
+		return f.Workflow, true
+	case "image":
+		return f.Image, true
+	}
+	return "", false
 }
 
 // quote writes a string literal. GoogleSQL knows backslashes, DuckDB only two quotes

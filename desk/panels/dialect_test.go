@@ -5,29 +5,30 @@ import (
 	"time"
 )
 
-var filter = Filter{From: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), To: time.Date(2026, 11, 8, 0, 0, 0, 500000, time.UTC), Repository: `o'neil\x`, Image: "a\nb"}
+var filter = Filter{From: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), To: time.Date(2026, 11, 8, 0, 0, 0, 500000, time.UTC), Repository: `o'neil\x`, Image: "a\nb*"}
 
-const asked = "SELECT 1 FROM tallyman.calls WHERE ts >= @from AND ts < @to AND (@repository = '' OR repository = @repository) AND image = @image"
+const asked = "SELECT 1 FROM tallyman.calls WHERE ts >= @from AND ts < @to\n  AND @only(repository, workflow, image)\nLIMIT 1"
 
 func TestParameters(t *testing.T) {
 	sql, params := Parameters(asked, DuckDB, filter)
-	if want := "SELECT 1 FROM tallyman.calls WHERE ts >= $from AND ts < $to AND ($repository = '' OR repository = $repository) AND image = $image"; sql != want {
+	if want := "SELECT 1 FROM tallyman.calls WHERE ts >= $from AND ts < $to\n  AND repository = $repository\n  AND STARTS_WITH(image, $image)\nLIMIT 1"; sql != want {
 		t.Errorf("DuckDB: %s", sql)
 	}
-	if len(params) != 4 || params[2].Value != filter.Repository {
+	if len(params) != 4 || params[2].Value != filter.Repository || params[3].Value != "a\nb" {
 		t.Errorf("parameters %v: each once, in order", params)
 	}
-	if sql, _ := Parameters(asked, GoogleSQL, filter); sql != asked {
-		t.Errorf("GoogleSQL: %s", sql)
+	sql, params = Parameters(asked, GoogleSQL, Filter{From: filter.From, To: filter.To})
+	if sql != "SELECT 1 FROM tallyman.calls WHERE ts >= @from AND ts < @to\nLIMIT 1" || len(params) != 2 {
+		t.Errorf("GoogleSQL: %s %v", sql, params)
 	}
 }
 
 func TestLiteral(t *testing.T) {
 	for d, want := range map[Dialect]string{
 		DuckDB: "SELECT 1 FROM tallyman.calls WHERE ts >= TIMESTAMP '2026-11-01 00:00:00+00' AND ts < TIMESTAMP '2026-11-08 00:00:00.0005+00'" +
-			" AND ('o''neil\\x' = '' OR repository = 'o''neil\\x') AND image = 'a\nb'",
+			"\n  AND repository = 'o''neil\\x'\n  AND STARTS_WITH(image, 'a\nb')\nLIMIT 1",
 		GoogleSQL: "SELECT 1 FROM tallyman.calls WHERE ts >= TIMESTAMP '2026-11-01 00:00:00+00' AND ts < TIMESTAMP '2026-11-08 00:00:00.0005+00'" +
-			` AND ('o\'neil\\x' = '' OR repository = 'o\'neil\\x') AND image = 'a\nb'`,
+			"\n  AND repository = 'o\\'neil\\\\x'\n  AND STARTS_WITH(image, 'a\\nb')\nLIMIT 1",
 	} {
 		if got := Literal(asked, d, filter); got != want {
 			t.Errorf("%s:\n got %s\nwant %s", d, got, want)
@@ -39,7 +40,8 @@ func TestIn(t *testing.T) {
 	if got, want := In("SELECT a.x FROM tallyman.calls AS a JOIN tallyman.records", "my-project", "ds"), "SELECT a.x FROM `my-project.ds.calls` AS a JOIN `my-project.ds.records`"; got != want {
 		t.Errorf("got %s", got)
 	}
-	if got, want := Dashboard(asked), "SELECT 1 FROM tallyman.calls WHERE ts >= $__timeFrom() AND ts < $__timeTo() AND (${repository:singlequote} = '' OR repository = ${repository:singlequote}) AND image = ${image:singlequote}"; got != want {
+	if got, want := Dashboard(asked), "SELECT 1 FROM tallyman.calls WHERE ts >= $__timeFrom() AND ts < $__timeTo()\n  AND (${repository:singlequote} = '' OR repository = ${repository:singlequote})"+
+		"\n  AND (${workflow:singlequote} = '' OR workflow = ${workflow:singlequote})\n  AND (${image:singlequote} = '' OR image = ${image:singlequote})\nLIMIT 1"; got != want {
 		t.Errorf("got %s", got)
 	}
 }
