@@ -21,6 +21,9 @@ var (
 	// condition is where a query is narrowed: AND @only(repository, workflow) becomes a
 	// condition for each filter that is set.
 	condition = regexp.MustCompile(`(\s*)AND @only\(([a-z, ]*)\)`)
+	// quantile is the one thing that panels want and the dialects write differently:
+	// @quantile(duration_ns, 95) is the value that 95 of 100 do not exceed.
+	quantile = regexp.MustCompile(`@quantile\(([a-z_.]+), ([0-9]{1,2})\)`)
 	// relation is a view as panels and view files write it. Nothing else in a panel's
 	// query has this form.
 	relation = regexp.MustCompile(`\btallyman\.([a-z_]+)\b`)
@@ -31,7 +34,7 @@ var (
 func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 	seen := map[string]bool{}
 	var params []Param
-	sql = narrow(sql, f)
+	sql = quantiles(narrow(sql, f), d)
 	sql = placeholder.ReplaceAllStringFunc(sql, func(m string) string {
 		name := m[1:]
 		if !seen[name] {
@@ -48,7 +51,7 @@ func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 
 // Literal writes a query that can be run as it stands, with the filter's values in it.
 func Literal(sql string, d Dialect, f Filter) string {
-	return placeholder.ReplaceAllStringFunc(narrow(sql, f), func(m string) string {
+	return placeholder.ReplaceAllStringFunc(quantiles(narrow(sql, f), d), func(m string) string {
 		switch v := f.value(m[1:]).(type) {
 		case time.Time:
 			return "TIMESTAMP '" + v.UTC().Format("2006-01-02 15:04:05.999999") + "+00'"
@@ -72,7 +75,7 @@ func Dashboard(sql string) string {
 		}
 		return out
 	})
-	return placeholder.ReplaceAllStringFunc(sql, func(m string) string {
+	return placeholder.ReplaceAllStringFunc(quantiles(sql, GoogleSQL), func(m string) string {
 		switch m {
 		case "@from":
 			return "$__timeFrom()"
@@ -100,6 +103,16 @@ func narrow(sql string, f Filter) string {
 			}
 		}
 		return out
+	})
+}
+
+func quantiles(sql string, d Dialect) string {
+	return quantile.ReplaceAllStringFunc(sql, func(m string) string {
+		parts := quantile.FindStringSubmatch(m)
+		if d == DuckDB {
+			return "QUANTILE_DISC(" + parts[1] + ", 0." + ("0" + parts[2])[len(parts[2])-1:] + ")"
+		}
+		return "APPROX_QUANTILES(" + parts[1] + ", 100)[OFFSET(" + parts[2] + ")]"
 	})
 }
 

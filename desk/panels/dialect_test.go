@@ -45,3 +45,18 @@ func TestIn(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+func TestQuantile(t *testing.T) {
+	const sql = "SELECT @quantile(duration_ns, 50), @quantile(duration_ns, 5)"
+	for d, want := range map[Dialect]string{
+		DuckDB:    "SELECT QUANTILE_DISC(duration_ns, 0.50), QUANTILE_DISC(duration_ns, 0.05)",
+		GoogleSQL: "SELECT APPROX_QUANTILES(duration_ns, 100)[OFFSET(50)], APPROX_QUANTILES(duration_ns, 100)[OFFSET(5)]",
+	} {
+		if got, _ := Parameters(sql, d, Filter{}); got != want {
+			t.Errorf("%s: %s", d, got)
+		}
+	}
+	if got := Dashboard(sql); got != "SELECT APPROX_QUANTILES(duration_ns, 100)[OFFSET(50)], APPROX_QUANTILES(duration_ns, 100)[OFFSET(5)]" {
+		t.Errorf("Grafana: %s", got)
+	}
+}
