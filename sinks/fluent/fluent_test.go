@@ -1,8 +1,6 @@
 package fluent
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,163 +14,17 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/forwardtest"
 	"github.com/tallyman-ci/tallyman/internal/sinktest"
 	"github.com/tallyman-ci/tallyman/sinks"
 )
-
-// A receiver is a Forward server in a process of its own, from the npm package
-// @fluent-org/logger. It keeps its address over restarts.
-type receiver struct {
-	t                 *testing.T
-	listen, out       string
-	delay             time.Duration
-	certFile, keyFile string
-	cmd               *exec.Cmd
-}
-
-// modules installs the server's packages, once for each version of them.
-var modules = sync.OnceValues(func() (string, error) {
-	dir, err := filepath.Abs("../../.cache/fluent-server")
-	if err != nil {
-		return "", err
-	}
-	for _, name := range []string{"package.json", "package-lock.json"} {
-		want, err := os.ReadFile("testdata/server/" + name)
-		if err != nil {
-			return "", err
-		}
-		if got, _ := os.ReadFile(filepath.Join(dir, name)); bytes.Equal(got, want) {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(dir, "node_modules")); err != nil {
-			return "", err
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return "", err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), want, 0o644); err != nil {
-			return "", err
-		}
-	}
-	path := filepath.Join(dir, "node_modules")
-	if _, err := os.Stat(filepath.Join(path, "@fluent-org/logger")); err == nil {
-		return path, nil
-	}
-	if out, err := exec.Command("npm", "ci", "--prefix", dir, "--no-audit", "--no-fund").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("npm ci of sinks/fluent/testdata/server: %w: %s(install npm, and node)", err, out)
-	}
-	return path, nil
-})
-
-func newReceiver(t *testing.T, listen string) *receiver {
-	t.Helper()
-	if _, err := modules(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(os.Stderr, "\n*** %s SKIPPED: %v ***\n\n", t.Name(), err)
-		t.Skip(err)
-	}
-	r := &receiver{t: t, listen: listen, out: filepath.Join(t.TempDir(), "out.jsonl")}
-	t.Cleanup(r.Kill)
-	return r
-}
-
-// Start runs the server and waits until it listens.
-func (r *receiver) Start() {
-	r.t.Helper()
-	path, err := modules()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	args := []string{"testdata/server/server.js", r.listen, r.out, strconv.FormatInt(r.delay.Milliseconds(), 10)}
-	if r.certFile != "" {
-		args = append(args, r.certFile, r.keyFile)
-	}
-	if strings.HasPrefix(r.listen, "/") {
-		os.Remove(r.listen) // a killed server leaves it
-	}
-	r.cmd = exec.Command("node", args...)
-	r.cmd.Env = append(os.Environ(), "NODE_PATH="+path)
-	r.cmd.Stderr = os.Stderr
-	stdout, err := r.cmd.StdoutPipe()
-	if err == nil {
-		err = r.cmd.Start()
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		r.t.Fatalf("the Forward server did not start: %v", err)
-	}
-	if r.listen == "0" {
-		r.listen = strings.TrimSpace(line)
-	}
-}
-
-func (r *receiver) Kill() {
-	if r.cmd != nil {
-		_ = r.cmd.Process.Kill()
-		_ = r.cmd.Wait()
-		r.cmd = nil
-	}
-}
-
-func (r *receiver) signal(s syscall.Signal) {
-	if err := r.cmd.Process.Signal(s); err != nil {
-		r.t.Error(err)
-	}
-}
-
-func (r *receiver) url(query string) string {
-	if strings.HasPrefix(r.listen, "/") {
-		return "fluent://" + r.listen + "?" + query
-	}
-	return "fluent://127.0.0.1:" + r.listen + "?" + query
-}
-
-// received is one line of the server's output.
-type received struct {
-	Tag  string
-	Time struct{ Seconds, Nanoseconds int64 }
-	// Record is kept as it is: numbers must have arrived as numbers.
-	Record json.RawMessage
-}
-
-func (r *receiver) received() []received {
-	r.t.Helper()
-	b, err := os.ReadFile(r.out)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	var all []received
-	for line := range bytes.Lines(b) {
-		if line[len(line)-1] != '\n' {
-			continue // the kill cut it, before the acknowledgement
-		}
-		var one received
-		if err := json.Unmarshal(line, &one); err != nil {
-			// A kill cut the line before this one, and this one follows on it.
-			at := bytes.LastIndex(line, []byte(`{"tag":`))
-			if at <= 0 || json.Unmarshal(line[at:], &one) != nil {
-				r.t.Fatalf("%v in %q", err, line)
-			}
-		}
-		all = append(all, one)
-	}
-	return all
-}
 
 func openSink(t *testing.T, url string) sinks.Sink {
 	t.Helper()
@@ -189,13 +41,13 @@ const whole = `{"id":"0192","ts":"2026-11-24T10:00:00.123456789Z","kind":"invoca
 	`"end":{"exit_code":0,"duration_ns":1500000000},"later":{"ratio":0.25,"flag":true,"none":null,"huge":123456789012345678901234567890}}`
 
 func TestARecordArrivesWhole(t *testing.T) {
-	r := newReceiver(t, "0")
+	r := forwardtest.New(t, "0")
 	r.Start()
-	s := openSink(t, r.url("tag=ci.{owner}.{kind}.{runner}"))
+	s := openSink(t, r.URL("tag=ci.{owner}.{kind}.{runner}"))
 	if err := s.Write(t.Context(), []sinks.Entry{{ID: "0192", Line: []byte(whole)}}); err != nil {
 		t.Fatal(err)
 	}
-	got := r.received()
+	got := r.Received()
 	if len(got) != 1 {
 		t.Fatalf("%d events", len(got))
 	}
@@ -215,9 +67,9 @@ func TestARecordArrivesWhole(t *testing.T) {
 }
 
 func TestWhatIsNoRecordIsRefused(t *testing.T) {
-	r := newReceiver(t, "0")
+	r := forwardtest.New(t, "0")
 	r.Start()
-	s := openSink(t, r.url(""))
+	s := openSink(t, r.URL(""))
 	err := s.Write(t.Context(), []sinks.Entry{
 		{ID: "a", Line: line("a")},
 		{ID: "b", Line: []byte(`not json`)},
@@ -246,9 +98,9 @@ func TestUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := newReceiver(t, dir+"/fluent.sock")
+	r := forwardtest.New(t, dir+"/fluent.sock")
 	r.Start()
-	s := openSink(t, r.url(""))
+	s := openSink(t, r.URL(""))
 	if err := s.Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}}); err != nil {
 		t.Fatal(err)
 	}
@@ -258,15 +110,15 @@ func TestUnixSocket(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	r := newReceiver(t, "0")
-	r.certFile, r.keyFile = selfSigned(t)
+	r := forwardtest.New(t, "0")
+	r.CertFile, r.KeyFile = selfSigned(t)
 	r.Start()
 	batch := []sinks.Entry{{ID: "a", Line: line("a")}}
-	err := openSink(t, r.url("tls=true")).Write(t.Context(), batch)
+	err := openSink(t, r.URL("tls=true")).Write(t.Context(), batch)
 	if err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate that nobody signed: %v", err)
 	}
-	if err := openSink(t, r.url("tls=true&tls_skip_verify=true")).Write(t.Context(), batch); err != nil {
+	if err := openSink(t, r.URL("tls=true&tls_skip_verify=true")).Write(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
 	if got := ids(t, r); !reflect.DeepEqual(got, []string{"a"}) {
@@ -304,13 +156,13 @@ func selfSigned(t *testing.T) (certFile, keyFile string) {
 
 // A receiver that accepts and never answers must not hold Write over its deadline.
 func TestAStalledReceiver(t *testing.T) {
-	r := newReceiver(t, "0")
+	r := forwardtest.New(t, "0")
 	r.Start()
-	s := openSink(t, r.url(""))
+	s := openSink(t, r.URL(""))
 	if err := s.Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}}); err != nil {
 		t.Fatal(err)
 	}
-	r.signal(syscall.SIGSTOP)
+	r.Signal(syscall.SIGSTOP)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	batch := []sinks.Entry{{ID: "b", Line: line("b")}, {ID: "c", Line: line("c")}}
@@ -322,7 +174,7 @@ func TestAStalledReceiver(t *testing.T) {
 	if d := time.Since(begin); d > 4*time.Second { // ack_timeout is 5 s
 		t.Errorf("Write held its caller for %s, %s after its deadline", d, d-200*time.Millisecond)
 	}
-	r.signal(syscall.SIGCONT)
+	r.Signal(syscall.SIGCONT)
 	if err := s.Write(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
@@ -336,11 +188,11 @@ func TestAStalledReceiver(t *testing.T) {
 }
 
 func TestAMissingReceiverIsToldClearly(t *testing.T) {
-	r := newReceiver(t, "0")
+	r := forwardtest.New(t, "0")
 	r.Start()
 	r.Kill()
-	err := openSink(t, r.url("")).Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}})
-	if err == nil || !strings.Contains(err.Error(), "no Forward receiver at 127.0.0.1:"+r.listen) || !strings.Contains(err.Error(), "refused") {
+	err := openSink(t, r.URL("")).Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}})
+	if err == nil || !strings.Contains(err.Error(), "no Forward receiver at 127.0.0.1:"+r.Listen) || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("%v", err)
 	}
 }
@@ -349,12 +201,12 @@ func TestAMissingReceiverIsToldClearly(t *testing.T) {
 // record arrives at least once and unchanged, and none is invented.
 func TestNothingIsLostWhenTheReceiverIsKilled(t *testing.T) {
 	n := sinktest.Records(t, 2000)
-	r := newReceiver(t, "0")
+	r := forwardtest.New(t, "0")
 	r.Start()
-	run := sinktest.Run(t, r.url("name=fluent"), n, r, Scheme())
+	run := sinktest.Run(t, r.URL("name=fluent"), n, r, Scheme())
 	o := sinktest.NewOracle(n, func(i int) []byte { return canonical(t, sinktest.Line(i)) })
-	for _, e := range r.received() {
-		o.Saw(id(t, e.Record), sinktest.Sum(canonical(t, e.Record)))
+	for _, e := range r.Received() {
+		o.Saw(e.ID(), sinktest.Sum(canonical(t, e.Record)))
 	}
 	sinktest.Check(t, "fluent (tcp, ack)", run, o)
 }
@@ -422,20 +274,11 @@ func line(id string) []byte {
 	return fmt.Appendf(nil, `{"id":%q,"ts":"2026-11-24T10:00:00.000000001Z","kind":"invocation","schema":1,"by":"sealed","ci":{"repository":"acme/shop"}}`, id)
 }
 
-func ids(t *testing.T, r *receiver) []string {
+func ids(t *testing.T, r *forwardtest.Receiver) []string {
 	t.Helper()
 	var all []string
-	for _, e := range r.received() {
-		all = append(all, id(t, e.Record))
+	for _, e := range r.Received() {
+		all = append(all, e.ID())
 	}
 	return all
-}
-
-func id(t *testing.T, record []byte) string {
-	t.Helper()
-	var m struct{ ID string }
-	if err := json.Unmarshal(record, &m); err != nil {
-		t.Fatal(err)
-	}
-	return m.ID
 }
