@@ -116,9 +116,10 @@ crash: build ## Kill at every system call, and 200 runners beside an adopter: al
 
 # The tests of package sinks with a larger load; the table is in their output.
 .PHONY: bench-sinks
-bench-sinks: ## 100,000 records to each sink, servers killed three times: losses, rate, CPU, memory
+bench-sinks: ## 100,000 records to each sink, servers killed three times: losses, rate, CPU, memory; delays beside a dead sink
 	TALLYMAN_SINK_RECORDS=100000 $(GO) test -p 1 -count 1 -v -timeout 30m -run 'ALoad|Killed|Emulator' \
 		./sinks ./sinks/fluent ./sinks/pubsub ./sinks/cloudlogging | grep -E '^ *\| |^(ok|FAIL|---)'
+	$(GO) test -run '^$$' -bench BesideADead -benchtime 1x -v ./sinks/fluent | grep -E '^ *\| |^(ok|FAIL|---)'
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz test for FUZZTIME (20s)
