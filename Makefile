@@ -13,9 +13,15 @@ FUZZTIME ?= 20s
 CACHE := $(CURDIR)/.cache
 ACT_VERSION := v0.2.89
 STATICCHECK_VERSION := v0.8.2
+NFPM_VERSION := v2.45.2
+SBOM_VERSION := v1.10.0
+ACTIONLINT_VERSION := v1.7.12
 # The version is part of the path, so that a new version is installed by itself.
 ACT := $(CACHE)/bin/act-$(ACT_VERSION)/act
 STATICCHECK := $(CACHE)/bin/staticcheck-$(STATICCHECK_VERSION)/staticcheck
+NFPM := $(CACHE)/bin/nfpm-$(NFPM_VERSION)/nfpm
+SBOM := $(CACHE)/bin/cyclonedx-gomod-$(SBOM_VERSION)/cyclonedx-gomod
+ACTIONLINT := $(CACHE)/bin/actionlint-$(ACTIONLINT_VERSION)/actionlint
 # What tests of fault cases found, see internal/faults.
 FAULTS := $(CACHE)/faults
 export STATICCHECK_CACHE := $(CACHE)/staticcheck
@@ -34,7 +40,7 @@ COMMIT := $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALONE = $(ROOT) env --default-signal unshare --ipc
 ROOT = $(shell [ "$$(id -u)" = 0 ] || ! sudo -n true 2>/dev/null || echo 'sudo -n -E env PATH=$(PATH)')
 
-SCRIPTS := $(wildcard scripts/*.sh runner-image/*.sh runner-image/hooks/*.sh) .ci/run
+SCRIPTS := $(wildcard scripts/*.sh runner-image/*.sh runner-image/hooks/*.sh packaging/*.sh packaging/scripts/*.sh) .ci/run
 UNITS = $(shell $(GO) list ./... | grep -v '/tallyman/\(e2e\|demo\)')
 
 .PHONY: help
@@ -51,7 +57,7 @@ build: ## Build bin/docker-shim and bin/tallyman
 setup: ## Install what demo and tests need by apt (root), or say what is missing
 	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static \
 		iptables:iptables strace:strace jq:jq shellcheck:shellcheck \
-		mkfs.ext4:e2fsprogs node:nodejs npm:npm
+		mkfs.ext4:e2fsprogs node:nodejs npm:npm rpm:rpm
 	@scripts/setup.sh chromium:chromium || echo "setup: no Chromium by apt here; the browser tests take google-chrome too" >&2
 
 .PHONY: demo
@@ -70,7 +76,7 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 	TALLYMAN_FAULTS_DIR=$(FAULTS) $(GO) test -race -count 1 -p $(PARALLEL) -timeout 20m -exec 'env --default-signal $(if $(filter 0,$(shell id -u)),unshare --ipc)' $(UNITS)
 
 .PHONY: e2e
-e2e: build ## End-to-end tests on a private Docker daemon (root)
+e2e: build $(NFPM) $(SBOM) ## End-to-end tests on a private Docker daemon (root)
 	@mkdir -p $(FAULTS)
 	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 20m -exec '$(ALONE)' ./e2e/...
 
@@ -108,6 +114,11 @@ bench-bounds: build ## Latency with full, frozen and stalled parts, memory at ov
 bench-import: ## Rows per second and peak memory of imports, 1 and 10 million rows of each format
 	@$(GO) build -o $(CACHE)/bin/importbench ./desk/importer/importbench
 	@$(CACHE)/bin/importbench
+
+.PHONY: packages
+packages: $(NFPM) $(SBOM) ## .deb, .rpm, tarballs, SBOMs and SHA256SUMS of this commit in dist, for amd64 and arm64
+	packaging/build.sh $(NFPM) $(SBOM)
+	@cat dist/SHA256SUMS
 
 .PHONY: crash
 crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
@@ -153,3 +164,15 @@ $(ACT):
 $(STATICCHECK):
 	@echo "setup: building staticcheck $(STATICCHECK_VERSION), once" >&2
 	@GOBIN=$(@D) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+
+$(NFPM):
+	@echo "setup: building nfpm $(NFPM_VERSION), once" >&2
+	@GOBIN=$(@D) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+
+$(SBOM):
+	@echo "setup: building cyclonedx-gomod $(SBOM_VERSION), once" >&2
+	@GOBIN=$(@D) $(GO) install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(SBOM_VERSION)
+
+$(ACTIONLINT):
+	@echo "setup: building actionlint $(ACTIONLINT_VERSION), once" >&2
+	@GOBIN=$(@D) $(GO) install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
