@@ -62,6 +62,7 @@ func (st Status) Samples() Samples {
 		s.Gauge("tallyman_sink_behind_seconds", "Age of the oldest of these.", sink.BehindSeconds, l)
 		s.Counter("tallyman_sink_delivered_total", "Records that the sink took.", sink.Delivered, l)
 		s.Counter("tallyman_sink_refused_total", "Records that the sink refused for good.", sink.Refused, l)
+		s.Counter("tallyman_sink_dropped_total", "Records that the sink will not get: gone from the journal before, or unkept.", sink.Dropped, l)
 		s.Counter("tallyman_sink_unkept_total", "Refused records that the quarantine could not hold.", sink.Unkept, l)
 		s.Counter("tallyman_sink_retries_total", "Attempts that failed.", sink.Retries, l)
 	}

@@ -171,12 +171,13 @@ type Cursor struct {
 
 	saving sync.Mutex // held over a save; before mu
 
-	mu     sync.Mutex
-	state  CursorState // Position: everything before it is delivered
-	taken  Position    // everything before it was given out by Take
-	floor  Position    // everything before it is gone from the journal
-	saved  CursorState
-	toTell []record.Loss // of state.Untold, those that nobody is telling yet
+	mu      sync.Mutex
+	state   CursorState // Position: everything before it is delivered
+	dropped int64       // see Dropped
+	taken   Position    // everything before it was given out by Take
+	floor   Position    // everything before it is gone from the journal
+	saved   CursorState
+	toTell  []record.Loss // of state.Untold, those that nobody is telling yet
 }
 
 // OpenCursor opens the cursor name, whose file is in dir, and registers it with the
@@ -425,6 +426,14 @@ func (c *Cursor) Behind() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return max(total-c.state.Seq-c.state.Lost, 0)
+}
+
+// Dropped is the number of records that the journal's bound took since the cursor was
+// opened, before the consumer had them.
+func (c *Cursor) Dropped() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped
 }
 
 // Save writes the cursor's file, where it moved since the last time.

@@ -93,6 +93,7 @@ func (c *Cursor) drop(floor Position) (lost bool, err error) {
 	}
 	loss.Detail += ": the journal reached its bound before the sink had taken them; raise journal_max_bytes or see why the sink is behind"
 	c.state.Lost += records
+	c.dropped += records
 	c.state.LostTo = floor
 	c.state.Untold = append(slices.Clone(c.state.Untold), loss)
 	c.toTell = append(slices.Clone(c.toTell), loss)

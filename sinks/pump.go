@@ -92,22 +92,25 @@ const (
 
 // Status describes a pump for people and metrics.
 type Status struct {
-	Name          string            `json:"name"`
-	Target        string            `json:"target,omitempty"`
-	State         State             `json:"state"`
-	Position      journal.Position  `json:"position"`
-	BehindRecords int64             `json:"behind_records"`
-	BehindSeconds float64           `json:"behind_seconds"` // age of the oldest record that waits
-	Delivered     int64             `json:"delivered"`
-	Batches       int64             `json:"batches"`
-	Refused       int64             `json:"refused"`
-	Unkept        int64             `json:"unkept"` // refused, and the quarantine could not hold them
-	Retries       int64             `json:"retries"`
-	LastError     string            `json:"last_error,omitempty"`
-	LastErrorAt   time.Time         `json:"last_error_at,omitzero"`
-	NextTry       time.Time         `json:"next_try,omitzero"`
-	LastDelivery  time.Time         `json:"last_delivery,omitzero"`
-	Read          journal.ReadStats `json:"read"` // what reading the journal came across
+	Name          string           `json:"name"`
+	Target        string           `json:"target,omitempty"`
+	State         State            `json:"state"`
+	Position      journal.Position `json:"position"`
+	BehindRecords int64            `json:"behind_records"`
+	BehindSeconds float64          `json:"behind_seconds"` // age of the oldest record that waits
+	Delivered     int64            `json:"delivered"`
+	Batches       int64            `json:"batches"`
+	Refused       int64            `json:"refused"`
+	Unkept        int64            `json:"unkept"` // refused, and the quarantine could not hold them
+	// Dropped are the records that the sink will not get: those that the journal's bound
+	// took before, and Unkept. A loss record tells of each.
+	Dropped      int64             `json:"dropped"`
+	Retries      int64             `json:"retries"`
+	LastError    string            `json:"last_error,omitempty"`
+	LastErrorAt  time.Time         `json:"last_error_at,omitzero"`
+	NextTry      time.Time         `json:"next_try,omitzero"`
+	LastDelivery time.Time         `json:"last_delivery,omitzero"`
+	Read         journal.ReadStats `json:"read"` // what reading the journal came across
 }
 
 // Pump delivers a journal to one sink.
@@ -578,11 +581,12 @@ func (p *Pump) Flush(ctx context.Context) error {
 
 // Status tells what the pump is doing. It is safe to call at any time.
 func (p *Pump) Status() Status {
-	behind, at := p.cursor.Behind(), p.cursor.Position()
+	behind, at, dropped := p.cursor.Behind(), p.cursor.Position(), p.cursor.Dropped()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.status
 	s.BehindRecords, s.Position = behind, at
+	s.Dropped = dropped + s.Unkept
 	if !p.oldest.IsZero() {
 		s.BehindSeconds = max(p.o.Now().Sub(p.oldest).Seconds(), 0)
 	}

@@ -576,7 +576,10 @@ func TestDeadSinkAndTheBoundOfTheJournal(t *testing.T) {
 		if int64(len(got))+lost["dead"] != 1000 || lost["alive"] != 0 || lost["dead"] == 0 || !slices.IsSorted(got) {
 			t.Errorf("%d delivered, lost %v", len(got), lost)
 		}
-		if s := p.Status(); s.BehindRecords != 0 || s.Delivered != int64(len(got)) {
+		if s := p.Status(); s.BehindRecords != 0 || s.Delivered != int64(len(got)) || s.Dropped != lost["dead"] {
+			t.Errorf("%+v, lost %v", s, lost)
+		}
+		if s := q.Status(); s.Dropped != 0 {
 			t.Errorf("%+v", s)
 		}
 		b.end()

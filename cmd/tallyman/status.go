@@ -129,14 +129,10 @@ func describe(s agent.Status, now time.Time) string {
 		line("metrics", "to %s (%s), %d payloads and %d samples dropped", m.Address, m.Source, m.Dropped.Payloads, m.Dropped.Samples)
 	}
 	for _, k := range s.Sinks {
-		text := fmt.Sprintf("%s: %s, %d delivered, %d behind", k.Name, k.State, k.Delivered, k.BehindRecords)
-		if k.Refused > 0 {
-			text += fmt.Sprintf(", %d refused", k.Refused)
+		line("sink", "%s: %s, %d records and %.1f s behind; %d delivered, %d refused, %d dropped", k.Name, k.State, k.BehindRecords, k.BehindSeconds, k.Delivered, k.Refused, k.Dropped)
+		if k.LastError != "" {
+			line("", "last error %s ago: %s", max(now.Sub(k.LastErrorAt), 0).Round(time.Second), k.LastError)
 		}
-		if k.LastError != "" && (k.State == sinks.StateRetrying || k.State == sinks.StateStuck) {
-			text += " (" + k.LastError + ")"
-		}
-		line("sink", "%s", text)
 	}
 	for _, text := range problems(s) {
 		line("problem", "%s", text)
