@@ -1,0 +1,265 @@
+// Command blamebench holds the ranking of suspects against simulated fleets whose
+// guilty are known, at several loads, and the plain count of overlaps beside it.
+//
+// For each load it prints, over all seeds: the share of guilty ones at rank 1 and among
+// the first five (precision; of five with three guilty, 0.60 is all), how often exactly
+// the guilty are on top, and how far the method's own word holds: which share of those
+// it named is guilty, which share of the guilty it named, and how often the true number
+// of requests lies in the 90 % interval.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/blame"
+	"github.com/tallyman-ci/tallyman/blame/sim"
+	"github.com/tallyman-ci/tallyman/record"
+)
+
+type load struct {
+	name   string
+	config sim.Config
+	seeds  int // 0: as many as asked for
+}
+
+func loads(headline int) []load {
+	base := sim.Config{Missing: 0.1, Skew: 2 * time.Second}
+	with := func(name string, change func(*sim.Config)) load {
+		c := base
+		change(&c)
+		return load{name: name, config: c}
+	}
+	return []load{
+		{name: "500 jobs, 10 % missing, 2 s skew", config: base, seeds: headline},
+		with("50 jobs", func(c *sim.Config) { c.Jobs = 50 }),
+		with("1000 jobs", func(c *sim.Config) { c.Jobs = 1000 }),
+		with("0 % missing", func(c *sim.Config) { c.Missing = 0 }),
+		with("40 % missing", func(c *sim.Config) { c.Missing = 0.4 }),
+		with("60 % missing", func(c *sim.Config) { c.Missing = 0.6 }),
+		with("no skew", func(c *sim.Config) { c.Skew = 0 }),
+		with("10 s skew", func(c *sim.Config) { c.Skew = 10 * time.Second }),
+		with("server 45 s behind", func(c *sim.Config) { c.Offset = -45 * time.Second }),
+		with("4 addresses, not known of builds", func(c *sim.Config) { c.Addresses = 4 }),
+		with("4 addresses, known of builds", func(c *sim.Config) { c.Addresses, c.Addressed = 4, true }),
+		with("user agents", func(c *sim.Config) { c.UserAgents = true }),
+		with("4 times the background", func(c *sim.Config) { c.Background = 4 }),
+		with("24 hours", func(c *sim.Config) { c.Hours = 24 }),
+		with("nobody is guilty", func(c *sim.Config) { c.Guilty = -1 }),
+	}
+}
+
+// score is what one fleet gave.
+type score struct {
+	guilty                       int
+	one, five, exact             float64
+	countOne, countFive, countEx float64
+	liftOne, liftFive, liftEx    float64
+	named, rightly               int
+	inside, intervals            int
+	took                         time.Duration
+	verdict                      blame.Verdict
+	coverage, truth              float64
+}
+
+func main() {
+	seeds := flag.Int("seeds", 20, "fleets for each load")
+	headline := flag.Int("headline", 100, "fleets for the first load")
+	only := flag.Int("only", -1, "number of the only load to run, from 0")
+	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "fleets at once")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, *seeds, *headline, *only, *workers)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "blamebench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, seeds, headline, only, workers int) error {
+	fmt.Println("200 workflows, 3 guilty, 8 hours, one address, as much background as guilt, where a load says nothing else")
+	fmt.Printf("%-34s %5s | %-17s | %-17s | %-17s | %-31s | %s\n", "", "", "likelihood", "count of overlaps", "lift", "what the method says of itself", "")
+	fmt.Printf("%-34s %5s | %5s %5s %5s | %5s %5s %5s | %5s %5s %5s | %7s %7s %8s %5s | %s\n", "load", "seeds",
+		"p@1", "p@5", "top", "p@1", "p@5", "top", "p@1", "p@5", "top", "right", "found", "in 90 %", "cover", "s")
+	for i, l := range loads(headline) {
+		if only >= 0 && i != only {
+			continue
+		}
+		n := l.seeds
+		if n == 0 {
+			n = seeds
+		}
+		scores := make([]score, n)
+		errs := make([]error, n)
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				for s := w; s < n; s += workers {
+					c := l.config
+					c.Seed = uint64(s)
+					scores[s], errs[s] = one(ctx, c)
+				}
+			})
+		}
+		wg.Wait()
+		for _, err := range errs {
+			if err != nil {
+				return err
+			}
+		}
+		print(l.name, scores)
+	}
+	return nil
+}
+
+func one(ctx context.Context, c sim.Config) (score, error) {
+	f := sim.Run(c)
+	requests, builds := blame.NewRequests(), blame.NewBuilds()
+	if c.Addressed {
+		builds.Egress = func(r *record.Record) string {
+			var n int
+			if _, err := fmt.Sscanf(r.Host.Name, "runner-%d", &n); err != nil {
+				return ""
+			}
+			return f.Egress(n)
+		}
+	}
+	for _, q := range f.Requests {
+		m := blame.Mark{UserAgent: q.UserAgent}
+		if c.Addresses > 1 {
+			m.Addr = q.Addr
+		}
+		requests.Add(q.Time, 1, m)
+	}
+	for r := range f.Records() {
+		builds.Add(r)
+	}
+	began := time.Now()
+	r, err := blame.Rank(ctx, requests, builds, blame.Options{Resamples: 40, Top: len(f.Workflows)})
+	if err != nil {
+		return score{}, err
+	}
+	s := score{took: time.Since(began), verdict: r.Verdict, coverage: r.Coverage.Share}
+	guilty := map[blame.Candidate]float64{}
+	recorded := 0.0
+	for i := range f.Workflows {
+		if f.Workflows[i].Guilty() {
+			var c blame.Candidate
+			c.Repository, c.Workflow, c.Job = f.Candidate(i)
+			guilty[c] = 0
+		}
+	}
+	for _, b := range f.Builds {
+		if b.Recorded {
+			recorded++
+			var c blame.Candidate
+			c.Repository, c.Workflow, c.Job = f.Candidate(b.Workflow)
+			if _, ok := guilty[c]; ok {
+				guilty[c] += float64(b.Requests)
+			}
+		}
+	}
+	s.truth = recorded / float64(len(f.Builds))
+	s.guilty = len(guilty)
+	is := func(c blame.Candidate) bool { _, ok := guilty[c]; return ok }
+	var ranked []blame.Candidate
+	for _, x := range r.Suspects {
+		// Of those that cannot be told apart, the guilty is as likely as not the last.
+		for at := len(x.Members) - 1; at >= 0; at-- {
+			ranked = append(ranked, x.Members[at])
+		}
+		hit := false
+		for _, m := range x.Members {
+			hit = hit || is(m)
+		}
+		if x.Named {
+			s.named++
+			if hit {
+				s.rightly++
+			}
+		}
+		if hit && len(x.Members) == 1 {
+			s.intervals++
+			if n := guilty[x.Members[0]]; n >= x.Requests.Low && n <= x.Requests.High {
+				s.inside++
+			}
+		}
+	}
+	s.one, s.five, s.exact = precision(ranked, is, s.guilty)
+	var count []blame.Candidate
+	for _, b := range r.ByOverlap {
+		count = append(count, b.Candidate)
+	}
+	s.countOne, s.countFive, s.countEx = precision(count, is, s.guilty)
+	byLift := append([]blame.Baseline(nil), r.ByOverlap...)
+	for i := range byLift {
+		for j := i; j > 0 && byLift[j].Lift > byLift[j-1].Lift; j-- {
+			byLift[j], byLift[j-1] = byLift[j-1], byLift[j]
+		}
+	}
+	var lift []blame.Candidate
+	for _, b := range byLift {
+		lift = append(lift, b.Candidate)
+	}
+	s.liftOne, s.liftFive, s.liftEx = precision(lift, is, s.guilty)
+	return s, nil
+}
+
+// precision is the share of guilty ones at rank 1 and among the first five, and whether
+// the guilty are exactly those on top.
+func precision(ranked []blame.Candidate, is func(blame.Candidate) bool, guilty int) (one, five, exact float64) {
+	hits := 0
+	exact = 1
+	for i := range max(5, guilty) {
+		ok := i < len(ranked) && is(ranked[i])
+		if ok {
+			if i < 5 {
+				hits++
+			}
+			if i == 0 {
+				one = 1
+			}
+		} else if i < guilty {
+			exact = 0
+		}
+	}
+	return one, float64(hits) / 5, exact
+}
+
+func print(name string, scores []score) {
+	var t score
+	n := float64(len(scores))
+	coverage, off := 0.0, 0.0
+	verdicts := map[blame.Verdict]int{}
+	for _, s := range scores {
+		t.guilty += s.guilty
+		t.one, t.five, t.exact = t.one+s.one, t.five+s.five, t.exact+s.exact
+		t.countOne, t.countFive, t.countEx = t.countOne+s.countOne, t.countFive+s.countFive, t.countEx+s.countEx
+		t.liftOne, t.liftFive, t.liftEx = t.liftOne+s.liftOne, t.liftFive+s.liftFive, t.liftEx+s.liftEx
+		t.named, t.rightly = t.named+s.named, t.rightly+s.rightly
+		t.inside, t.intervals = t.inside+s.inside, t.intervals+s.intervals
+		t.took += s.took
+		coverage += s.coverage / n
+		off += math.Abs(s.coverage-s.truth) / n
+		verdicts[s.verdict]++
+	}
+	part := func(a, b int) string {
+		if b == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", float64(a)/float64(b))
+	}
+	fmt.Printf("%-34s %5d | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %7s %7s %8s %5.2f | %.1f\n", name, len(scores),
+		t.one/n, t.five/n, t.exact/n, t.countOne/n, t.countFive/n, t.countEx/n, t.liftOne/n, t.liftFive/n, t.liftEx/n,
+		part(t.rightly, t.named), part(t.rightly, t.guilty), part(t.inside, t.intervals), coverage, t.took.Seconds()/n)
+	fmt.Printf("%-34s       | verdicts: named %d, indications %d, cannot tell %d; named in all %d; coverage off by %.3f\n", "",
+		verdicts[blame.Named], verdicts[blame.Indications], verdicts[blame.CannotTell], t.named, off)
+}

@@ -1,0 +1,393 @@
+package blame
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+)
+
+// tryShifts are how far ahead of the runners the server's clock is tried, in seconds.
+// Up to a few seconds the lag kernel makes it up by itself.
+var tryShifts = []float64{0, -90, -60, -40, -25, -15, -8, 15, 30, 60, 90}
+
+// shift finds how much the server's clock is ahead: the shift of the likeliest quick fit.
+func (k *ranking) shift(ctx context.Context) (float64, error) {
+	if k.Shift != nil {
+		return k.Shift.Seconds(), nil
+	}
+	ll, err := k.quickFits(ctx, tryShifts)
+	if err != nil {
+		return 0, err
+	}
+	best := 0
+	for i := range ll {
+		if ll[i] > ll[best] {
+			best = i
+		}
+	}
+	// What is hardly likelier than no shift is none.
+	if ll[best]-ll[0] < 25+0.01*float64(k.q.total) {
+		return 0, nil
+	}
+	return tryShifts[best], nil
+}
+
+// quickFits returns the log likelihood of short fits in wide bins for each shift.
+func (k *ranking) quickFits(ctx context.Context, shifts []float64) ([]float64, error) {
+	wide := k.q.clone()
+	wide.fold(1)
+	for wide.width < 4 {
+		wide.widen()
+	}
+	out := make([]float64, len(shifts))
+	for i, s := range shifts {
+		p := k.problem(wide, s)
+		if p.total == 0 {
+			return out, nil
+		}
+		m := p.start()
+		if err := p.fit(ctx, m, 12); err != nil {
+			return nil, err
+		}
+		out[i] = m.ll
+	}
+	return out, nil
+}
+
+// alike is the correlation of start times above which candidates are one lead.
+const alike = 0.9
+
+// lead makes leads of the candidates that explain at least a request, with those beside
+// them that start at the same times: the likelihood does not care which of them has the
+// requests, so neither may the ranking.
+func (k *ranking) lead() {
+	order := make([]int, 0, len(k.candidates))
+	for i := range k.candidates {
+		c := &k.candidates[i]
+		c.n = 0
+		for _, u := range c.units {
+			c.n += k.m.n[u]
+		}
+		if c.n >= 1 {
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(k.candidates[b].n, k.candidates[a].n), cmp.Compare(a, b))
+	})
+	starts := make([]map[int]float64, len(k.candidates))
+	norm := make([]float64, len(k.candidates))
+	const slot = 20.0
+	slots := max(1, k.p.length/slot)
+	for i := range k.candidates {
+		starts[i] = map[int]float64{}
+		n := 0.0
+		for _, u := range k.candidates[i].units {
+			for _, s := range k.p.units[u].starts {
+				starts[i][int(math.Floor(s/slot))]++
+				n++
+			}
+		}
+		for _, v := range starts[i] {
+			norm[i] += v * v
+		}
+		norm[i] = math.Sqrt(max(norm[i]-n*n/slots, 1e-9))
+	}
+	taken := make([]bool, len(k.candidates))
+	for at, i := range order {
+		if taken[i] {
+			continue
+		}
+		taken[i] = true
+		l := &lead{members: []int{i}}
+		n := float64(len(k.candidates[i].builds))
+		for j := range k.candidates {
+			other := float64(len(k.candidates[j].builds))
+			if at >= 40 || taken[j] || n < 3 || other < 3 || min(n, other)/max(n, other) < 0.5 {
+				continue
+			}
+			dot := -n * other / slots
+			for s, v := range starts[i] {
+				dot += v * starts[j][s]
+			}
+			if dot/norm[i]/norm[j] > alike {
+				taken[j] = true
+				l.members = append(l.members, j)
+			}
+		}
+		for _, j := range l.members {
+			l.units = append(l.units, k.candidates[j].units...)
+			l.n += k.candidates[j].n
+		}
+		k.leads = append(k.leads, l)
+	}
+}
+
+// convict finds the evidence against each lead, and by placebos how much of it chance
+// alone would bring forth: all builds are moved by the same time, around the window's
+// end, the model is fitted anew, and what is found then is nobody's guilt. The share of
+// chance findings among those named is kept at one of ten, as by Tusher, Tibshirani and
+// Chu (2001).
+func (k *ranking) convict(ctx context.Context, shift float64) error {
+	intensity := k.p.intensities(k.m)
+	for _, l := range k.leads {
+		l.ev = k.p.evidenceOf(k.m, l.units, intensity, moves, k.r)
+	}
+	slices.SortStableFunc(k.leads, func(a, b *lead) int { return cmp.Compare(b.ev.z, a.ev.z) })
+	var chance []float64 // evidence in all placebos
+	all := 0
+	for i := range placebos {
+		// Away from 0 and from the whole, by parts that do not fall on full hours.
+		move := math.Floor(k.p.length * (0.13 + 0.74*(float64(i)+k.r.Float64())/placebos))
+		p := k.moved(move, shift)
+		m := p.start()
+		if err := p.fit(ctx, m, fitSteps); err != nil {
+			return err
+		}
+		intensity := p.intensities(m)
+		for c := range k.candidates {
+			all++
+			n := 0.0
+			for _, u := range k.candidates[c].units {
+				n += m.n[u]
+			}
+			if n >= 1 {
+				chance = append(chance, p.evidenceOf(m, k.candidates[c].units, intensity, moves, k.r).z)
+			}
+		}
+	}
+	slices.SortFunc(chance, func(a, b float64) int { return cmp.Compare(b, a) })
+	above := func(z float64) int {
+		n, _ := slices.BinarySearchFunc(chance, z, func(c, z float64) int { return cmp.Compare(z, c) })
+		for n < len(chance) && chance[n] >= z {
+			n++
+		}
+		return n
+	}
+	last := -1
+	for i, l := range k.leads {
+		l.p = float64(1+above(l.ev.z)) / float64(1+all)
+		// A tenth of the named may be chance findings, of which the placebos have the mean.
+		if l.ev.z > 2 && float64(above(l.ev.z))/placebos <= 0.1*float64(i+1) {
+			last = i
+		}
+	}
+	for i := range k.leads[:last+1] {
+		k.leads[i].named = len(k.candidates[k.leads[i].members[0]].builds) >= 5
+	}
+	return nil
+}
+
+// moved is the problem with all requests moved around the window's end.
+func (k *ranking) moved(by, shift float64) *problem {
+	q := k.q.clone()
+	length := int64(k.p.length)
+	for i := range q.cells {
+		t := q.cells[i].bin*q.width - k.origin
+		if t < 0 || t >= length {
+			continue
+		}
+		q.cells[i].bin = floorDiv((t+int64(by))%length+k.origin, q.width)
+	}
+	q.sorted = 0
+	q.merge()
+	return k.problem(q, shift)
+}
+
+// resample fits the model to resamples of the time: blocks of ten minutes get random
+// weights (Rubin's Bayesian bootstrap, 1981), and the spread of what the builds explain
+// is the uncertainty. Requests come in bursts, so single requests must not be resampled.
+func (k *ranking) resample(ctx context.Context) error {
+	p := k.p
+	p.prune(k.m, 0.5)
+	size := 600.0
+	if p.length < 24*size {
+		size = max(30, p.length/24)
+	}
+	blocks := int(p.length/size) + 1
+	// Exposures by block, of what is alive.
+	type part struct {
+		i, block int32
+		x        float64
+	}
+	var parts []part
+	for u := range p.units {
+		if k.m.n[u] <= 0 {
+			continue
+		}
+		for b, start := range p.units[u].starts {
+			for j := range classes {
+				from, to := p.span(start, p.units[u].ends[b], j)
+				for from < to {
+					block := int(from / size)
+					end := min(to, float64(block+1)*size)
+					if end <= from { // a rounding at the block's end
+						break
+					}
+					parts = append(parts, part{int32(u*classes + j), int32(block), end - from})
+					from = end
+				}
+			}
+		}
+	}
+	type sample struct {
+		n   []float64 // by lead
+		all float64
+		z   []float64
+	}
+	samples := make([]sample, k.Resamples)
+	seeds := make([]uint64, k.Resamples)
+	for i := range seeds {
+		seeds[i] = k.r.Uint64()
+	}
+	one := func(i int, s *scratch) {
+		r := rand.New(rand.NewPCG(seeds[i], 1))
+		block := make([]float64, blocks)
+		sum := 0.0
+		for b := range block {
+			block[b] = r.ExpFloat64()
+			sum += block[b]
+		}
+		for b := range block {
+			block[b] *= float64(blocks) / sum
+		}
+		w := &weights{row: make([]float64, len(p.rows)), x: make([]float64, len(p.x)), len: make([]float64, p.blocks)}
+		for r := range p.rows {
+			w.row[r] = block[min(max(int(p.rows[r].t/size), 0), blocks-1)]
+		}
+		for _, part := range parts {
+			w.x[part.i] += block[min(int(part.block), blocks-1)] * part.x
+		}
+		for b := range block {
+			from, to := float64(b)*size, min(float64(b+1)*size, p.length)
+			for from < to {
+				at := p.blockOf(from)
+				end := min(to, float64(at+1)*p.block)
+				if end <= from {
+					break
+				}
+				w.len[at] += block[b] * (end - from)
+				from = end
+			}
+		}
+		m := k.m.clone()
+		for range 20 {
+			p.step(m, w, s)
+		}
+		out := sample{n: make([]float64, len(k.leads)), z: make([]float64, len(k.leads))}
+		for l, ld := range k.leads {
+			for _, u := range ld.units {
+				for j := range classes {
+					out.n[l] += m.rho[u*classes+j] * p.x[u*classes+j]
+				}
+			}
+			out.all += out.n[l]
+			n := 0.0
+			for b, start := range ld.ev.starts {
+				weight := block[min(max(int(start/size), 0), blocks-1)]
+				out.z[l] += weight * ld.ev.score[b]
+				n += weight
+			}
+			out.z[l] = (out.z[l] - n*ld.ev.mean) / max(ld.ev.sd, 1e-9)
+		}
+		samples[i] = out
+	}
+	workers := min(runtime.GOMAXPROCS(0), k.Resamples)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			s := p.scratch()
+			for i := w; i < k.Resamples && ctx.Err() == nil; i += workers {
+				one(i, s)
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var all []float64
+	order := make([]int, len(k.leads))
+	for _, s := range samples {
+		all = append(all, s.all)
+		for l := range order {
+			order[l] = l
+		}
+		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(s.z[b], s.z[a]) })
+		for rank, l := range order {
+			k.leads[l].ranks = append(k.leads[l].ranks, rank+1)
+			k.leads[l].samples = append(k.leads[l].samples, s.n[l])
+		}
+	}
+	total := 0.0
+	for _, l := range k.leads {
+		total += l.n
+	}
+	k.result.Explained = interval(total, all)
+	return nil
+}
+
+// interval is a value with the 5th and the 95th percentile of its resamples.
+func interval(v float64, samples []float64) Estimate {
+	if len(samples) == 0 {
+		return Estimate{v, v, v}
+	}
+	s := slices.Clone(samples)
+	slices.Sort(s)
+	at := func(q float64) float64 { return s[int(math.Round(q*float64(len(s)-1)))] }
+	return Estimate{Value: v, Low: min(v, at(0.05)), High: max(v, at(0.95))}
+}
+
+// hours are the moves by which a wrong time zone is found.
+func hours() (list []float64) {
+	list = []float64{0}
+	for h := -14; h <= 14; h++ {
+		if h != 0 {
+			list = append(list, float64(h)*3600)
+		}
+	}
+	return list
+}
+
+// zone says by how much the times of the requests are off, if builds fit far better so.
+func (k *ranking) zone(ctx context.Context) (time.Duration, error) {
+	if k.p.length < 2*3600 {
+		return 0, nil
+	}
+	var moves []float64
+	for _, h := range hours() {
+		if math.Abs(h) < k.p.length/2 {
+			moves = append(moves, h)
+		}
+	}
+	if len(moves) < 4 {
+		return 0, nil
+	}
+	// For a request, how much likelier than by the background alone.
+	ll, err := k.quickFits(ctx, moves)
+	if err != nil {
+		return 0, err
+	}
+	best, sum, squares := 0, 0.0, 0.0
+	for i, v := range ll {
+		if v > ll[best] {
+			best = i
+		}
+	}
+	n := 0.0
+	for i, v := range ll {
+		if i != best {
+			sum, squares, n = sum+v, squares+v*v, n+1
+		}
+	}
+	sd := math.Sqrt(max(squares/n-sum/n*sum/n, 1))
+	if best == 0 || (ll[best]-sum/n)/sd < 6 {
+		return 0, nil
+	}
+	return time.Duration(moves[best]) * time.Second, nil
+}
