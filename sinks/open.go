@@ -68,7 +68,18 @@ func Open(ctx context.Context, rawURL string, more ...Scheme) (Sink, error) {
 	return t.Open(ctx)
 }
 
-// Parse checks a sink's URL. An unknown kind of sink and an unknown parameter are
+// Check tells what is wrong with a sink's URL, down to the values that only its kind
+// knows. It connects to nothing.
+func Check(rawURL string, more ...Scheme) error {
+	ctx := context.Background()
+	s, err := Open(ctx, rawURL, more...)
+	if err != nil {
+		return err
+	}
+	return s.Close(ctx)
+}
+
+// Parse takes a sink's URL apart. An unknown kind of sink and an unknown parameter are
 // errors that name the nearest known one. No error repeats the URL's user or query,
 // where secrets may stand.
 func Parse(rawURL string, more ...Scheme) (*Target, error) {

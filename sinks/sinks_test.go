@@ -122,6 +122,9 @@ func TestOpen(t *testing.T) {
 	} {
 		t.Run(tt.url, func(t *testing.T) {
 			s, err := Open(t.Context(), tt.url, other)
+			if checked := Check(tt.url, other); (checked == nil) != (err == nil) || err != nil && checked.Error() != err.Error() {
+				t.Errorf("Check says %v, and Open %v", checked, err)
+			}
 			if err == nil && tt.want == "" {
 				if err := s.Close(t.Context()); err != nil {
 					t.Error(err)

@@ -121,7 +121,7 @@ func New(o Options) (*Adopter, error) {
 		return nil, errors.New("adopt: no sinks are configured, so there is nowhere to deliver to (set sinks, as on the runners)")
 	}
 	for _, url := range o.Sinks {
-		if _, err := sinks.Parse(url, o.Schemes...); err != nil {
+		if err := sinks.Check(url, o.Schemes...); err != nil {
 			return nil, fmt.Errorf("adopt: %w", err)
 		}
 	}
@@ -544,8 +544,13 @@ func (w *adoption) keepQuarantines(own, dead string) error {
 		}
 		defer root.Close()
 		return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
-			if len(b) == 0 {
-				return nil // the lock beside a quarantine
+			// Not the locks beside it. A replay that was killed left what it had in hand.
+			name = strings.TrimSuffix(name, ".replay")
+			if len(b) == 0 || !strings.HasSuffix(name, ".jsonl") {
+				return nil
+			}
+			if b[len(b)-1] != '\n' {
+				b = append(b, '\n') // torn; the next line must not follow on it
 			}
 			to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+name)
 			w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)

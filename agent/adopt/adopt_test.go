@@ -355,15 +355,33 @@ func TestWhatSinksRefusedOutlivesTheJournal(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "old.jsonl"), []byte("{}\n"), 0o644); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{
+		"old.jsonl":             "{\"old\":1}\n",
+		"old.jsonl.lock":        "no quarantine",
+		"old.jsonl.replay":      "{\"replay\":1}", // of a replay that was killed
+		"old.jsonl.replay.lock": "no quarantine",
+		"old.jsonl.replay.new":  "no quarantine",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }))
 	defer server.Close()
-	s := n.adopt(Options{Sinks: []string{"http:"}, Schemes: []sinks.Scheme{scheme(server.Listener.Addr().String())}}, adopted(1))
+	var log bytes.Buffer
+	s := n.adopt(Options{Sinks: []string{"http:"}, Schemes: []sinks.Scheme{scheme(server.Listener.Addr().String())}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, adopted(1))
 	left := n.left()
-	if len(left) != 2 || !strings.HasPrefix(left[0], ".quarantine/pod-") || !strings.HasPrefix(left[1], ".quarantine/pod-") || s.Refused != 1 {
-		t.Errorf("left %v, %+v", left, s)
+	if len(left) != 2 || !strings.HasPrefix(left[0], ".quarantine/pod-") || !strings.HasSuffix(left[1], "-old.jsonl") || s.Refused != 1 {
+		t.Fatalf("left %v, %+v", left, s)
+	}
+	b, err := os.ReadFile(filepath.Join(n.dir, left[1]))
+	lines := strings.Split(string(b), "\n")
+	slices.Sort(lines)
+	if err != nil || !slices.Equal(lines, []string{"", `{"old":1}`, `{"replay":1}`}) {
+		t.Errorf("%q, %v", b, err)
+	}
+	if strings.Contains(log.String(), ".lock") {
+		t.Errorf("a lock is told as a quarantine: %s", &log)
 	}
 }
 
@@ -447,6 +465,7 @@ func TestOptionsThatCannotWork(t *testing.T) {
 	}{
 		{Options{Dir: t.TempDir()}, "no sinks"},
 		{Options{Dir: t.TempDir(), Sinks: []string{"fil:///x"}}, `did you mean "file"`},
+		{Options{Dir: t.TempDir(), Sinks: []string{"stdout:?format=fluentd"}}, "want record or gke"},
 		{Options{Dir: "/nonexistent/tallyman", Sinks: []string{"stdout:"}}, "mount"},
 	} {
 		if _, err := New(row.o); err == nil || !strings.Contains(err.Error(), row.want) {
