@@ -311,7 +311,11 @@ func (a *Agent) flushSinks(ctx context.Context) error {
 	}
 	var errs []error
 	for range a.pumps {
-		errs = append(errs, <-results)
+		err := <-results
+		if err != nil {
+			a.log.Warn("records are left for the next start, or for an adopter", "error", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
