@@ -31,7 +31,7 @@ func (p *program) app() *cli.App {
   tallyman report --repository 'acme/*' --json   the same for one owner, for a program
   tallyman status                                what the agent is doing`,
 		Commands: []*cli.Command{
-			p.installCommand(), p.uninstallCommand(), p.agentCommand(), p.eventsCommand(), p.hookCommand(),
+			p.installCommand(), p.uninstallCommand(), p.carryCommand(), p.agentCommand(), p.eventsCommand(), p.hookCommand(),
 			p.reportCommand(), p.statusCommand(), p.doctorCommand(),
 			p.replayCommand(), p.selftestCommand(), p.benchCommand(),
 			p.versionCommand(), p.completionCommand(), p.helpCommand(),

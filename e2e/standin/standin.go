@@ -96,7 +96,7 @@ func layOut(dir string) error {
 		uid  int
 	}{
 		{"dev", 0o755, 0}, {"proc", 0o755, 0}, {"sys", 0o755, 0}, {"run", 0o755, 0}, {"root", 0o700, 0}, {"tmp", 0o1777, 0}, {"etc", 0o755, 0},
-		{"usr/local/bin", 0o755, 0}, {"var/log", 0o755, 0}, {"var/cache", 0o755, 0},
+		{"opt", 0o755, 0}, {"usr/local/bin", 0o755, 0}, {"var/log", 0o755, 0}, {"var/cache", 0o755, 0},
 		{"home/runner", 0o777, RunnerUID}, {"home/runner/externals", 0o755, RunnerUID}, {"home/runner/bin", 0o755, RunnerUID},
 	} {
 		at := filepath.Join(dir, d.path)
