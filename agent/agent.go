@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -303,19 +304,28 @@ func (a *Agent) gather(ctx context.Context) error {
 }
 
 // flushSinks flushes all sinks at the same time: a dead one takes until ctx ends, and
-// the others must not wait for it.
+// the others must not wait for it. The log says of each sink what is left and why; the
+// error says it of all in few words, because the hook has one line for it.
 func (a *Agent) flushSinks(ctx context.Context) error {
-	results := make(chan error, len(a.pumps))
-	for _, p := range a.pumps {
-		go func() { results <- p.Flush(ctx) }()
+	results := make([]error, len(a.pumps))
+	var flushes sync.WaitGroup
+	for i, p := range a.pumps {
+		flushes.Go(func() { results[i] = p.Flush(ctx) })
 	}
+	flushes.Wait()
 	var errs []error
-	for range a.pumps {
-		err := <-results
-		if err != nil {
-			a.log.Warn("records are left for the next start, or for an adopter", "error", err)
+	var left []string
+	for _, err := range results {
+		var l *sinks.LeftError
+		if !errors.As(err, &l) {
+			errs = append(errs, err)
+			continue
 		}
-		errs = append(errs, err)
+		a.log.Warn("a sink lacks records at the end of a flush; they stay in the journal", "sink", l.Sink, "left", l.Records, "why", l.Err, "last_error", l.LastError)
+		left = append(left, fmt.Sprintf("%d records for %s", l.Records, l.Sink))
+	}
+	if left != nil {
+		errs = append(errs, fmt.Errorf("not delivered in time: %s; they stay in the journal", strings.Join(left, ", ")))
 	}
 	return errors.Join(errs...)
 }

@@ -562,7 +562,9 @@ func (f *flushes) run(serving context.Context) {
 		if now == nil {
 			return
 		}
-		ctx, cancel := context.WithDeadline(serving, now.until)
+		// Its end leaves those who wait the time to hear how it went.
+		left := time.Until(now.until)
+		ctx, cancel := context.WithTimeout(serving, left-min(left/10, 300*time.Millisecond))
 		now.err = f.do(ctx)
 		cancel()
 		close(now.done)

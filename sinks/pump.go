@@ -20,6 +20,26 @@ import (
 // long after its deadline: a goroutine is left in it.
 var ErrAbandoned = errors.New("the sink did not come back from a call and was abandoned")
 
+// LeftError says that a Flush ended before its sink had everything. What is left stays in
+// the journal.
+type LeftError struct {
+	Sink      string
+	Records   int64
+	LastError string // of the sink, "" where it had none
+	Err       error  // why the flush ended
+}
+
+func (e *LeftError) Error() string {
+	text := fmt.Sprintf("flush sink %s: %v with %d records not delivered; they stay in the journal", e.Sink, e.Err, e.Records)
+	if e.LastError != "" {
+		text += " (last error: " + e.LastError + ")"
+	}
+	return text
+}
+
+// Unwrap returns why the flush ended.
+func (e *LeftError) Unwrap() error { return e.Err }
+
 // PumpOptions say where a pump keeps its state and how it makes batches. The zero
 // value of all but Name, CursorDir and QuarantineDir gives the defaults.
 type PumpOptions struct {
@@ -534,7 +554,7 @@ func (p *Pump) flushing() bool {
 
 // Flush delivers what is in the journal now, without waiting for batches to fill,
 // and saves the cursor. A pump that waits after an error tries again at once. When
-// ctx ends first, the error says how many records are left.
+// ctx ends first, the error is a *LeftError.
 func (p *Pump) Flush(ctx context.Context) error {
 	target := p.j.End()
 	p.mu.Lock()
@@ -572,10 +592,7 @@ func (p *Pump) Flush(ctx context.Context) error {
 			why = errors.New("the pump has stopped")
 		}
 		s := p.Status()
-		if s.LastError != "" {
-			return fmt.Errorf("flush sink %s: %w with %d records not delivered; they stay in the journal (last error: %s)", p.o.Name, why, s.BehindRecords, s.LastError)
-		}
-		return fmt.Errorf("flush sink %s: %w with %d records not delivered; they stay in the journal", p.o.Name, why, s.BehindRecords)
+		return &LeftError{Sink: p.o.Name, Records: s.BehindRecords, LastError: s.LastError, Err: why}
 	}
 }
 
