@@ -1,13 +1,48 @@
 package dashboards
 
 import (
+	"bytes"
 	"encoding/json"
+	"flag"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
 )
+
+var update = flag.Bool("update", false, "write the checked-in dashboard again")
+
+// The dashboard in bq/grafana is that of today's panels. Write it again with
+// go test ./desk/dashboards -update.
+func TestCheckedIn(t *testing.T) {
+	name := filepath.Join("..", "..", "bq", "grafana", "tallyman.json")
+	want, err := Grafana(panels.All(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(name, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("bq/grafana/tallyman.json is stale: go test ./desk/dashboards -update")
+	}
+	for _, p := range read(t, got).Panels {
+		for _, q := range p.Targets {
+			if strings.ContainsAny(q.RawSQL, "@") {
+				t.Errorf("%s has a placeholder left: %s", p.Title, q.RawSQL)
+			}
+		}
+	}
+}
 
 // list has one panel of each chart, and two of those that stand side by side.
 func list() []panels.Panel {

@@ -35,7 +35,7 @@ type nameView struct {
 
 type cellView struct {
 	Text, Title, Tone string
-	Number            bool
+	Class             string // n for numbers, t for times, w for words
 }
 
 func list(r panels.Result, live *Live) *listView {
@@ -95,7 +95,13 @@ func list(r panels.Result, live *Live) *listView {
 				}
 				out.Names = append(out.Names, n)
 			default:
-				cell := cellView{Text: s, Title: c.Title, Number: isNumber(c.Unit)}
+				cell := cellView{Text: s, Title: c.Title, Class: "w"}
+				switch {
+				case isNumber(c.Unit):
+					cell.Class = "n"
+				case c.Unit == panels.Time || c.Unit == panels.Days:
+					cell.Class = "t"
+				}
 				if number(row[i]) > 0 {
 					cell.Tone = string(c.Tone)
 				}

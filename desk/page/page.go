@@ -37,8 +37,9 @@ type Page struct {
 	From, To  time.Time     // the range that the answers are about
 	Results   []panels.Result
 	Trust     Trust
-	Suspects  *Suspects // nil where no requests were given
-	Live      *Live     // nil for a page that stands alone
+	Asked     *panels.Result // the query behind Trust; nil where there was none
+	Suspects  *Suspects      // nil where no requests were given
+	Live      *Live          // nil for a page that stands alone
 }
 
 // Trust says how much of the truth the records hold. It stands beside every answer.
@@ -129,7 +130,13 @@ type liveView struct {
 
 type sectionView struct {
 	ID, Title string
-	Panels    []panelView
+	Groups    []groupView
+}
+
+// groupView is one panel of the whole width, or those that share columns.
+type groupView struct {
+	Columns bool
+	Panels  []panelView
 }
 
 type queryView struct {
@@ -139,7 +146,6 @@ type queryView struct {
 
 type panelView struct {
 	ID, Title, Question, Note, Error, Empty string
-	Wide, Halved                            bool
 	Figures                                 []figureView
 	List                                    *listView
 	Chart                                   *chartView
@@ -182,8 +188,16 @@ func (p *Page) view() view {
 			v.Sections = append(v.Sections, sectionView{ID: "section-" + slug(r.Section), Title: r.Section})
 		}
 		s := &v.Sections[len(v.Sections)-1]
-		s.Panels = append(s.Panels, p.panelView(r))
+		if n := len(s.Groups); r.Wide || n == 0 || !s.Groups[n-1].Columns {
+			s.Groups = append(s.Groups, groupView{Columns: !r.Wide})
+		}
+		g := &s.Groups[len(s.Groups)-1]
+		g.Panels = append(g.Panels, p.panelView(r))
 		v.Queries = append(v.Queries, queryView{ID: r.ID, Title: r.Title, Question: r.Question, SQL: lines(strings.TrimSpace(r.Query)), Views: r.Views})
+	}
+	if r := p.Asked; r != nil {
+		v.Queries = append(v.Queries, queryView{ID: "trust", Title: r.Title, Question: r.Question, SQL: lines(strings.TrimSpace(r.Query)), Views: r.Views})
+		v.Trust.Query = true
 	}
 	v.Suspects = p.suspectsView()
 	return v
@@ -193,7 +207,7 @@ func (p *Page) view() view {
 const maxSources = 4
 
 func (p *Page) panelView(r panels.Result) panelView {
-	v := panelView{ID: r.ID, Title: r.Title, Question: r.Question, Note: r.Note, Wide: r.Wide}
+	v := panelView{ID: r.ID, Title: r.Title, Question: r.Question, Note: r.Note}
 	switch {
 	case r.Err != nil:
 		v.Error = text(r.Err.Error())
@@ -245,6 +259,7 @@ type trustView struct {
 	Line  string // one line beside every answer
 	Parts []partView
 	Known bool
+	Query bool // it is at the end of the page
 	Hole  string
 }
 

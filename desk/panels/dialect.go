@@ -20,7 +20,7 @@ var (
 	placeholder = regexp.MustCompile(`@(from|to|repository|workflow|image)\b`)
 	// condition is where a query is narrowed: AND @only(repository, workflow) becomes a
 	// condition for each filter that is set.
-	condition = regexp.MustCompile(`(\s*)AND @only\(([a-z, ]*)\)`)
+	condition = regexp.MustCompile(`(\s*)AND @only\(([a-z., ]*)\)`)
 	// quantile is the one thing that panels want and the dialects write differently:
 	// @quantile(duration_ns, 95) is the value that 95 of 100 do not exceed.
 	quantile = regexp.MustCompile(`@quantile\(([a-z_.]+), ([0-9]{1,2})\)`)
@@ -34,7 +34,7 @@ var (
 func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 	seen := map[string]bool{}
 	var params []Param
-	sql = quantiles(narrow(sql, f), d)
+	sql = quantiles(narrow(sql, d, f), d)
 	sql = placeholder.ReplaceAllStringFunc(sql, func(m string) string {
 		name := m[1:]
 		if !seen[name] {
@@ -51,7 +51,7 @@ func Parameters(sql string, d Dialect, f Filter) (string, []Param) {
 
 // Literal writes a query that can be run as it stands, with the filter's values in it.
 func Literal(sql string, d Dialect, f Filter) string {
-	return placeholder.ReplaceAllStringFunc(quantiles(narrow(sql, f), d), func(m string) string {
+	return placeholder.ReplaceAllStringFunc(quantiles(narrow(sql, d, f), d), func(m string) string {
 		switch v := f.value(m[1:]).(type) {
 		case time.Time:
 			return "TIMESTAMP '" + v.UTC().Format("2006-01-02 15:04:05.999999") + "+00'"
@@ -71,7 +71,11 @@ func Dashboard(sql string) string {
 		out := ""
 		for _, name := range strings.Split(parts[2], ",") {
 			name = strings.TrimSpace(name)
-			out += parts[1] + "AND (@" + name + " = '' OR " + name + " = @" + name + ")"
+			test := name + " = @" + filterOf(name)
+			if many(name) {
+				test = "@image IN UNNEST(" + name + ")"
+			}
+			out += parts[1] + "AND (@" + filterOf(name) + " = '' OR " + test + ")"
 		}
 		return out
 	})
@@ -88,23 +92,48 @@ func Dashboard(sql string) string {
 
 // narrow writes the conditions of the filters that are set. An asterisk at the end
 // stands for any text.
-func narrow(sql string, f Filter) string {
+func narrow(sql string, d Dialect, f Filter) string {
 	return condition.ReplaceAllStringFunc(sql, func(m string) string {
 		parts := condition.FindStringSubmatch(m)
 		out := ""
-		for _, name := range strings.Split(parts[2], ",") {
-			name = strings.TrimSpace(name)
-			switch text, _ := f.text(name); {
-			case text == "":
-			case strings.HasSuffix(text, "*"):
-				out += parts[1] + "AND STARTS_WITH(" + name + ", @" + name + ")"
-			default:
-				out += parts[1] + "AND " + name + " = @" + name
+		for _, column := range strings.Split(parts[2], ",") {
+			column = strings.TrimSpace(column)
+			name := filterOf(column)
+			text := f.text(name)
+			if text == "" {
+				continue
 			}
+			test := column + " = @" + name
+			start := strings.HasSuffix(text, "*")
+			switch {
+			case many(column) && d == DuckDB && start:
+				test = "LEN(LIST_FILTER(" + column + ", lambda i: STARTS_WITH(i, @image))) > 0"
+			case many(column) && d == DuckDB:
+				test = "LIST_CONTAINS(" + column + ", @image)"
+			case many(column) && start:
+				test = "EXISTS (SELECT 1 FROM UNNEST(" + column + ") AS i WHERE STARTS_WITH(i, @image))"
+			case many(column):
+				test = "@image IN UNNEST(" + column + ")"
+			case start:
+				test = "STARTS_WITH(" + column + ", @" + name + ")"
+			}
+			out += parts[1] + "AND " + test
 		}
 		return out
 	})
 }
+
+// filterOf is the filter that narrows a column: image for a list of images too.
+func filterOf(column string) string {
+	column = column[strings.LastIndexByte(column, '.')+1:]
+	if column == "images" {
+		return "image"
+	}
+	return column
+}
+
+// many says whether a column is a list.
+func many(column string) bool { return strings.HasSuffix(column, "images") }
 
 func quantiles(sql string, d Dialect) string {
 	return quantile.ReplaceAllStringFunc(sql, func(m string) string {
@@ -143,21 +172,19 @@ func (f Filter) value(name string) any {
 	case "to":
 		return f.To.UTC()
 	}
-	text, _ := f.text(name)
-	return strings.TrimSuffix(text, "*")
+	return strings.TrimSuffix(f.text(name), "*")
 }
 
-// text is a filter's text, and whether there is such a filter.
-func (f Filter) text(name string) (string, bool) {
+func (f Filter) text(name string) string {
 	switch name {
 	case "repository":
-		return f.Repository, true
+		return f.Repository
 	case "workflow":
-		return f.Workflow, true
+		return f.Workflow
 	case "image":
-		return f.Image, true
+		return f.Image
 	}
-	return "", false
+	return ""
 }
 
 // quote writes a string literal. GoogleSQL knows backslashes, DuckDB only two quotes

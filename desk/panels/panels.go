@@ -71,7 +71,8 @@ type Panel struct {
 	Section  string // heading under which it stands
 	Title    string
 	Question string
-	Views    []string // the views that the query reads
+	Kind     string   // the kind of records that it is about; empty: several
+	Views    []string // the views that the query reads, found in it
 	SQL      string   // with placeholders, see Render
 	Chart    Chart
 	Columns  []Column
