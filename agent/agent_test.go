@@ -259,9 +259,9 @@ func TestManyAtOnce(t *testing.T) {
 			}
 			mu.Lock()
 			want[id] = i % 256
-			// A machine so busy that a sender lost its processor for seconds: the record is in
-			// the file, and the process gone.
-			late[id] = result == handover.Spooled
+			// On a machine so busy that the agent did not answer in time, the record is in the
+			// file too, and may be read there when the process is gone.
+			late[id] = result != handover.Acked
 			mu.Unlock()
 		})
 	}
