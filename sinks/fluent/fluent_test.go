@@ -187,6 +187,29 @@ func TestAStalledReceiver(t *testing.T) {
 	}
 }
 
+// A slow receiver is waited for, within ack_timeout for each event; one that is slower
+// is told, with the setting.
+func TestASlowReceiver(t *testing.T) {
+	r := forwardtest.New(t, "0")
+	r.Delay = 100 * time.Millisecond
+	r.Start()
+	var batch []sinks.Entry
+	want := []string{"a", "b", "c", "d", "e"}
+	for _, id := range want {
+		batch = append(batch, sinks.Entry{ID: id, Line: line(id)})
+	}
+	if err := openSink(t, r.URL("ack_timeout=1m")).Write(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r); !reflect.DeepEqual(got, want) {
+		t.Errorf("delivered %v", got)
+	}
+	err := openSink(t, r.URL("ack_timeout=10ms")).Write(t.Context(), batch[:1])
+	if err == nil || !strings.Contains(err.Error(), "did not acknowledge an event within 10ms") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestAMissingReceiverIsToldClearly(t *testing.T) {
 	r := forwardtest.New(t, "0")
 	r.Start()
