@@ -87,15 +87,14 @@ type Builds struct {
 	// From and To, where not zero, bound the start of the builds that are kept.
 	From, To time.Time
 
-	list     []Build
-	open     map[string]int // by id of the invocation
-	ends     map[string]time.Duration
-	ids      map[string]struct{} // of loss records
-	runs     map[runKey]map[int64]struct{}
-	strings  map[string]string
-	lost     int64
-	unknown  bool
-	endsSeen int
+	list    []Build
+	open    map[string]int // by id of the invocation
+	ends    map[string]time.Duration
+	ids     map[string]struct{} // of loss records
+	runs    map[runKey]map[int64]struct{}
+	strings map[string]string
+	lost    int64
+	unknown bool
 }
 
 type runKey struct{ repository, workflow string }

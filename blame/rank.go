@@ -17,8 +17,11 @@ type Options struct {
 	Level Level
 	// Top is how many suspects and baselines are returned; 0: 20.
 	Top int
-	// Resamples is the number of bootstrap resamples; 0: 100.
+	// Resamples is the number of bootstrap resamples; 0: 100; negative: none, and no intervals.
 	Resamples int
+	// Placebos is the number of fits to moved requests; 0: 5; negative: none, and then
+	// nobody is named. The ranking needs neither.
+	Placebos int
 	// Seed makes resamples and moves repeatable; the same input and seed give the same result.
 	Seed uint64
 	// Shift is how much the server's clock is ahead of the runners'; nil: estimated.
@@ -59,6 +62,7 @@ type lead struct {
 	ev      evidence
 	p       float64
 	named   bool
+	lean    bool      // takes part in the last fit
 	samples []float64 // n in the resamples
 	ranks   []int
 }
@@ -80,8 +84,7 @@ const (
 	defaultEnd = 5 * time.Minute
 	longestEnd = 6 * time.Hour
 	fitSteps   = 60
-	moves      = 300 // random moves of a candidate's builds
-	placebos   = 5   // fits with all builds moved
+	moves      = 200 // random moves of a candidate's builds
 	maxPairs   = 6 << 20
 )
 
@@ -91,7 +94,8 @@ const (
 func Rank(ctx context.Context, q *Requests, b *Builds, o Options) (*Result, error) {
 	o.Level = cmp.Or(o.Level, ByJob)
 	o.Top = cmp.Or(o.Top, 20)
-	o.Resamples = cmp.Or(o.Resamples, 100)
+	o.Resamples = max(0, cmp.Or(o.Resamples, 100))
+	o.Placebos = max(0, cmp.Or(o.Placebos, 5))
 	switch {
 	case q.Total() == 0:
 		return nil, ErrNoRequests
@@ -126,11 +130,13 @@ func Rank(ctx context.Context, q *Requests, b *Builds, o Options) (*Result, erro
 	if err := k.convict(ctx, shift); err != nil {
 		return nil, err
 	}
-	if err := k.resample(ctx); err != nil {
-		return nil, err
+	if k.Resamples > 0 {
+		if err := k.resample(ctx); err != nil {
+			return nil, err
+		}
 	}
 	k.tell()
-	return k.result, k.conclude(ctx)
+	return k.result, k.conclude(ctx, b)
 }
 
 // ErrNoRequests and ErrNoBuilds: there is nothing to explain, or nothing to explain it.

@@ -94,6 +94,15 @@ func (q *Requests) clone() *Requests {
 	return &c
 }
 
+// move adds seconds to all times, a multiple of the bins' width.
+func (q *Requests) move(seconds int64) {
+	for i := range q.cells {
+		q.cells[i].bin += seconds / q.width
+	}
+	q.first += seconds
+	q.last += seconds
+}
+
 // compact merges equal cells, and makes them fewer where that was not enough.
 func (q *Requests) compact() {
 	q.merge()

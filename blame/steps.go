@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"time"
 )
 
 // tryShifts are how far ahead of the runners the server's clock is tried, in seconds.
@@ -40,7 +39,7 @@ func (k *ranking) shift(ctx context.Context) (float64, error) {
 // quickFits returns the log likelihood of short fits in wide bins for each shift.
 func (k *ranking) quickFits(ctx context.Context, shifts []float64) ([]float64, error) {
 	wide := k.q.clone()
-	wide.fold(1)
+	wide.fold(0)
 	for wide.width < 4 {
 		wide.widen()
 	}
@@ -139,11 +138,18 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		l.ev = k.p.evidenceOf(k.m, l.units, intensity, moves, k.r)
 	}
 	slices.SortStableFunc(k.leads, func(a, b *lead) int { return cmp.Compare(b.ev.z, a.ev.z) })
+	if k.Placebos == 0 {
+		for _, l := range k.leads {
+			l.p, l.lean = 1, true
+			k.result.Explained.Value += l.n
+		}
+		return nil
+	}
 	var chance []float64 // evidence in all placebos
 	all := 0
-	for i := range placebos {
+	for i := range k.Placebos {
 		// Away from 0 and from the whole, by parts that do not fall on full hours.
-		move := math.Floor(k.p.length * (0.13 + 0.74*(float64(i)+k.r.Float64())/placebos))
+		move := math.Floor(k.p.length * (0.13 + 0.74*(float64(i)+k.r.Float64())/float64(k.Placebos)))
 		p := k.moved(move, shift)
 		m := p.start()
 		if err := p.fit(ctx, m, fitSteps); err != nil {
@@ -156,7 +162,7 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 			for _, u := range k.candidates[c].units {
 				n += m.n[u]
 			}
-			if n >= 1 {
+			if n >= 2 {
 				chance = append(chance, p.evidenceOf(m, k.candidates[c].units, intensity, moves, k.r).z)
 			}
 		}
@@ -171,14 +177,52 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 	}
 	last := -1
 	for i, l := range k.leads {
+		l.lean = true
 		l.p = float64(1+above(l.ev.z)) / float64(1+all)
 		// A tenth of the named may be chance findings, of which the placebos have the mean.
-		if l.ev.z > 2 && float64(above(l.ev.z))/placebos <= 0.1*float64(i+1) {
+		if l.ev.z > 2 && float64(above(l.ev.z))/float64(k.Placebos) <= 0.1*float64(i+1) {
 			last = i
 		}
 	}
 	for i := range k.leads[:last+1] {
 		k.leads[i].named = len(k.candidates[k.leads[i].members[0]].builds) >= 5
+	}
+	for _, l := range k.leads {
+		l.lean = l.p <= leanP
+	}
+	return k.lean(ctx)
+}
+
+// leanP is the probability by chance up to which a lead takes part in the last fit.
+const leanP = 0.02
+
+// lean fits again, with those only that stand out at all: in the first fit the many
+// innocent each take a few requests that happen to fit, and the guilty lack them.
+func (k *ranking) lean(ctx context.Context) error {
+	for _, l := range k.leads {
+		if l.lean {
+			continue
+		}
+		for _, u := range l.units {
+			k.m.n[u] = 0
+		}
+	}
+	k.p.prune(k.m, 0.02)
+	s := k.p.scratch()
+	for range 40 {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		k.p.step(k.m, nil, s)
+	}
+	for _, l := range k.leads {
+		if !l.lean {
+			continue
+		}
+		l.n = 0
+		for _, u := range l.units {
+			l.n += k.m.n[u]
+		}
 	}
 	return nil
 }
@@ -326,7 +370,9 @@ func (k *ranking) resample(ctx context.Context) error {
 	}
 	total := 0.0
 	for _, l := range k.leads {
-		total += l.n
+		if l.lean {
+			total += l.n
+		}
 	}
 	k.result.Explained = interval(total, all)
 	return nil
@@ -343,51 +389,74 @@ func interval(v float64, samples []float64) Estimate {
 	return Estimate{Value: v, Low: min(v, at(0.05)), High: max(v, at(0.95))}
 }
 
-// hours are the moves by which a wrong time zone is found.
-func hours() (list []float64) {
-	list = []float64{0}
+// zone says by how many hours the times of the requests are ahead, if builds fit far
+// better without them.
+func (k *ranking) zone(ctx context.Context, b *Builds) (hours int, err error) {
+	wide := k.q.clone()
+	wide.fold(0)
+	for wide.width < 4 {
+		wide.widen()
+	}
+	best, most, sum, squares, n := 0, 0.0, 0.0, 0.0, 0.0
+	var gains []float64
 	for h := -14; h <= 14; h++ {
-		if h != 0 {
-			list = append(list, float64(h)*3600)
+		q := wide.clone()
+		q.move(-int64(h) * 3600)
+		gain, err := k.gain(ctx, q, b)
+		if err != nil {
+			return 0, err
+		}
+		gains = append(gains, gain)
+		if gain > most {
+			best, most = h, gain
 		}
 	}
-	return list
+	for i, g := range gains {
+		if i-14 != best && g > 0 {
+			sum, squares, n = sum+g, squares+g*g, n+1
+		}
+	}
+	if n == 0 || best == 0 {
+		return 0, nil
+	}
+	mean := sum / n
+	if sd := math.Sqrt(max(squares/n-mean*mean, 1)); most < mean+4*sd || most < 2*gains[14] {
+		return 0, nil
+	}
+	return best, nil
 }
 
-// zone says by how much the times of the requests are off, if builds fit far better so.
-func (k *ranking) zone(ctx context.Context) (time.Duration, error) {
-	if k.p.length < 2*3600 {
+// gain is how much likelier the requests are with builds than by the background alone,
+// after a short fit, in logarithms.
+func (k *ranking) gain(ctx context.Context, q *Requests, b *Builds) (float64, error) {
+	t := &ranking{Options: k.Options, q: q, result: &Result{}}
+	if t.prepare(b) != nil || len(t.builds) == 0 {
+		return 0, nil // nothing in common
+	}
+	t.gather()
+	p := t.problem(q, 0)
+	if p.total == 0 {
 		return 0, nil
 	}
-	var moves []float64
-	for _, h := range hours() {
-		if math.Abs(h) < k.p.length/2 {
-			moves = append(moves, h)
-		}
-	}
-	if len(moves) < 4 {
-		return 0, nil
-	}
-	// For a request, how much likelier than by the background alone.
-	ll, err := k.quickFits(ctx, moves)
-	if err != nil {
+	m := p.start()
+	if err := p.fit(ctx, m, 12); err != nil {
 		return 0, err
 	}
-	best, sum, squares := 0, 0.0, 0.0
-	for i, v := range ll {
-		if v > ll[best] {
-			best = i
+	alone := 0.0
+	counts := make([]float64, p.blocks)
+	c := 0
+	for pass := range 2 {
+		c = 0
+		for _, r := range p.rows {
+			block := p.blockOf(r.t)
+			for ; c < int(r.cells); c++ {
+				if pass == 0 {
+					counts[block] += p.cells[c].y
+				} else {
+					alone += p.cells[c].y * math.Log(counts[block]/p.blockLength(block)*p.width)
+				}
+			}
 		}
 	}
-	n := 0.0
-	for i, v := range ll {
-		if i != best {
-			sum, squares, n = sum+v, squares+v*v, n+1
-		}
-	}
-	sd := math.Sqrt(max(squares/n-sum/n*sum/n, 1))
-	if best == 0 || (ll[best]-sum/n)/sd < 6 {
-		return 0, nil
-	}
-	return time.Duration(moves[best]) * time.Second, nil
+	return m.ll - alone, nil
 }

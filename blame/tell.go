@@ -48,12 +48,16 @@ func (k *ranking) tell() {
 }
 
 func (k *ranking) suspect(i int, l *lead, intensity []float64) Suspect {
+	requests := Estimate{Value: l.n, High: l.n} // who does not stand out may well have none
+	if l.lean {
+		requests = interval(l.n, l.samples)
+	}
 	ranks := slices.Clone(l.ranks)
 	slices.Sort(ranks)
 	s := Suspect{
 		Rank: i + 1, RankLow: i + 1, RankHigh: i + 1,
 		Named: l.named, PValue: l.p, Evidence: l.ev.z,
-		Requests: interval(l.n, l.samples), Share: l.n / k.p.total,
+		Requests: requests, Share: l.n / k.p.total,
 	}
 	if n := len(ranks); n > 0 {
 		s.RankLow = min(s.Rank, ranks[int(0.05*float64(n-1)+0.5)])
@@ -154,7 +158,7 @@ func most(parts map[string]*Part) (list []Part) {
 }
 
 // conclude finds the verdict.
-func (k *ranking) conclude(ctx context.Context) error {
+func (k *ranking) conclude(ctx context.Context, b *Builds) error {
 	r := k.result
 	weak := func(v Verdict, format string, args ...any) {
 		r.Reasons = append(r.Reasons, fmt.Sprintf(format, args...))
@@ -188,12 +192,12 @@ func (k *ranking) conclude(ctx context.Context) error {
 		if constant > 0 && 2*constant > len(k.candidates) {
 			weak(CannotTell, "%d of %d candidates have a build running all of the time: there is no time without them to compare with.", constant, len(k.candidates))
 		}
-		off, err := k.zone(ctx)
+		off, err := k.zone(ctx, b)
 		if err != nil {
 			return err
 		}
 		if off != 0 {
-			weak(CannotTell, "Builds fit the requests far better if the requests' times are moved by %+.0f hours: is the file in another time zone (--timezone)?", -off.Hours())
+			weak(CannotTell, "Builds fit the requests far better if the requests' times are moved by %+d hours: is the file in another time zone (--timezone)?", -off)
 		}
 	}
 	c := r.Coverage

@@ -27,32 +27,41 @@ import (
 type load struct {
 	name   string
 	config sim.Config
-	seeds  int // 0: as many as asked for
+	seeds  int
+	full   bool // with intervals and with naming, which cost ten times the ranking
 }
 
-func loads(headline int) []load {
+func loads(seeds, headline int) []load {
 	base := sim.Config{Missing: 0.1, Skew: 2 * time.Second}
 	with := func(name string, change func(*sim.Config)) load {
 		c := base
+		c.Hours = 8
 		change(&c)
-		return load{name: name, config: c}
+		return load{name: name, config: c, seeds: seeds}
 	}
+	full := func(l load) load {
+		l.full, l.seeds = true, (seeds+1)/2
+		return l
+	}
+	nothing := func(*sim.Config) {}
 	return []load{
-		{name: "500 jobs, 10 % missing, 2 s skew", config: base, seeds: headline},
-		with("50 jobs", func(c *sim.Config) { c.Jobs = 50 }),
-		with("1000 jobs", func(c *sim.Config) { c.Jobs = 1000 }),
-		with("0 % missing", func(c *sim.Config) { c.Missing = 0 }),
-		with("40 % missing", func(c *sim.Config) { c.Missing = 0.4 }),
-		with("60 % missing", func(c *sim.Config) { c.Missing = 0.6 }),
-		with("no skew", func(c *sim.Config) { c.Skew = 0 }),
-		with("10 s skew", func(c *sim.Config) { c.Skew = 10 * time.Second }),
-		with("server 45 s behind", func(c *sim.Config) { c.Offset = -45 * time.Second }),
-		with("4 addresses, not known of builds", func(c *sim.Config) { c.Addresses = 4 }),
-		with("4 addresses, known of builds", func(c *sim.Config) { c.Addresses, c.Addressed = 4, true }),
-		with("user agents", func(c *sim.Config) { c.UserAgents = true }),
-		with("4 times the background", func(c *sim.Config) { c.Background = 4 }),
-		with("24 hours", func(c *sim.Config) { c.Hours = 24 }),
-		with("nobody is guilty", func(c *sim.Config) { c.Guilty = -1 }),
+		{name: "500 jobs, 24 h", config: base, seeds: headline},
+		with("8 h", nothing),
+		with("8 h, 50 jobs", func(c *sim.Config) { c.Jobs = 50 }),
+		with("8 h, 1000 jobs", func(c *sim.Config) { c.Jobs = 1000 }),
+		with("8 h, 0 % missing", func(c *sim.Config) { c.Missing = 0 }),
+		with("8 h, 40 % missing", func(c *sim.Config) { c.Missing = 0.4 }),
+		with("8 h, 60 % missing", func(c *sim.Config) { c.Missing = 0.6 }),
+		with("8 h, no skew", func(c *sim.Config) { c.Skew = 0 }),
+		with("8 h, 10 s skew", func(c *sim.Config) { c.Skew = 10 * time.Second }),
+		with("8 h, server 45 s behind", func(c *sim.Config) { c.Offset = -45 * time.Second }),
+		with("8 h, 4 addresses, unknown", func(c *sim.Config) { c.Addresses = 4 }),
+		with("8 h, 4 addresses, known", func(c *sim.Config) { c.Addresses, c.Addressed = 4, true }),
+		with("8 h, user agents", func(c *sim.Config) { c.UserAgents = true }),
+		with("8 h, 4 times the background", func(c *sim.Config) { c.Background = 4 }),
+		full(with("full: 8 h", nothing)),
+		full(with("full: 8 h, 40 % missing", func(c *sim.Config) { c.Missing = 0.4 })),
+		full(with("full: 8 h, nobody is guilty", func(c *sim.Config) { c.Guilty = -1 })),
 	}
 }
 
@@ -64,6 +73,7 @@ type score struct {
 	liftOne, liftFive, liftEx    float64
 	named, rightly               int
 	inside, intervals            int
+	ratio                        float64
 	took                         time.Duration
 	verdict                      blame.Verdict
 	coverage, truth              float64
@@ -85,18 +95,15 @@ func main() {
 }
 
 func run(ctx context.Context, seeds, headline, only, workers int) error {
-	fmt.Println("200 workflows, 3 guilty, 8 hours, one address, as much background as guilt, where a load says nothing else")
+	fmt.Println("200 workflows, 3 guilty, 500 jobs, one address, 10 % missing, 2 s skew, as much background as guilt, where a load says nothing else")
 	fmt.Printf("%-34s %5s | %-17s | %-17s | %-17s | %-31s | %s\n", "", "", "likelihood", "count of overlaps", "lift", "what the method says of itself", "")
 	fmt.Printf("%-34s %5s | %5s %5s %5s | %5s %5s %5s | %5s %5s %5s | %7s %7s %8s %5s | %s\n", "load", "seeds",
 		"p@1", "p@5", "top", "p@1", "p@5", "top", "p@1", "p@5", "top", "right", "found", "in 90 %", "cover", "s")
-	for i, l := range loads(headline) {
+	for i, l := range loads(seeds, headline) {
 		if only >= 0 && i != only {
 			continue
 		}
 		n := l.seeds
-		if n == 0 {
-			n = seeds
-		}
 		scores := make([]score, n)
 		errs := make([]error, n)
 		var wg sync.WaitGroup
@@ -105,7 +112,7 @@ func run(ctx context.Context, seeds, headline, only, workers int) error {
 				for s := w; s < n; s += workers {
 					c := l.config
 					c.Seed = uint64(s)
-					scores[s], errs[s] = one(ctx, c)
+					scores[s], errs[s] = one(ctx, c, l.full)
 				}
 			})
 		}
@@ -115,12 +122,12 @@ func run(ctx context.Context, seeds, headline, only, workers int) error {
 				return err
 			}
 		}
-		print(l.name, scores)
+		print(l, scores)
 	}
 	return nil
 }
 
-func one(ctx context.Context, c sim.Config) (score, error) {
+func one(ctx context.Context, c sim.Config, full bool) (score, error) {
 	f := sim.Run(c)
 	requests, builds := blame.NewRequests(), blame.NewBuilds()
 	if c.Addressed {
@@ -143,7 +150,11 @@ func one(ctx context.Context, c sim.Config) (score, error) {
 		builds.Add(r)
 	}
 	began := time.Now()
-	r, err := blame.Rank(ctx, requests, builds, blame.Options{Resamples: 40, Top: len(f.Workflows)})
+	o := blame.Options{Resamples: -1, Placebos: -1, Top: len(f.Workflows)}
+	if full {
+		o.Resamples, o.Placebos = 40, 5
+	}
+	r, err := blame.Rank(ctx, requests, builds, o)
 	if err != nil {
 		return score{}, err
 	}
@@ -188,6 +199,9 @@ func one(ctx context.Context, c sim.Config) (score, error) {
 		}
 		if hit && len(x.Members) == 1 {
 			s.intervals++
+			if n := guilty[x.Members[0]]; n > 0 {
+				s.ratio += x.Requests.Value / n
+			}
 			if n := guilty[x.Members[0]]; n >= x.Requests.Low && n <= x.Requests.High {
 				s.inside++
 			}
@@ -234,7 +248,7 @@ func precision(ranked []blame.Candidate, is func(blame.Candidate) bool, guilty i
 	return one, float64(hits) / 5, exact
 }
 
-func print(name string, scores []score) {
+func print(l load, scores []score) {
 	var t score
 	n := float64(len(scores))
 	coverage, off := 0.0, 0.0
@@ -247,6 +261,7 @@ func print(name string, scores []score) {
 		t.named, t.rightly = t.named+s.named, t.rightly+s.rightly
 		t.inside, t.intervals = t.inside+s.inside, t.intervals+s.intervals
 		t.took += s.took
+		t.ratio += s.ratio
 		coverage += s.coverage / n
 		off += math.Abs(s.coverage-s.truth) / n
 		verdicts[s.verdict]++
@@ -257,9 +272,18 @@ func print(name string, scores []score) {
 		}
 		return fmt.Sprintf("%.2f", float64(a)/float64(b))
 	}
-	fmt.Printf("%-34s %5d | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %7s %7s %8s %5.2f | %.1f\n", name, len(scores),
+	self := func(a, b int) string {
+		if !l.full {
+			return "-"
+		}
+		return part(a, b)
+	}
+	fmt.Printf("%-34s %5d | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %7s %7s %8s %5.2f | %.1f\n", l.name, len(scores),
 		t.one/n, t.five/n, t.exact/n, t.countOne/n, t.countFive/n, t.countEx/n, t.liftOne/n, t.liftFive/n, t.liftEx/n,
-		part(t.rightly, t.named), part(t.rightly, t.guilty), part(t.inside, t.intervals), coverage, t.took.Seconds()/n)
-	fmt.Printf("%-34s       | verdicts: named %d, indications %d, cannot tell %d; named in all %d; coverage off by %.3f\n", "",
-		verdicts[blame.Named], verdicts[blame.Indications], verdicts[blame.CannotTell], t.named, off)
+		self(t.rightly, t.named), self(t.rightly, t.guilty), self(t.inside, t.intervals), coverage, t.took.Seconds()/n)
+	if !l.full {
+		return
+	}
+	fmt.Printf("%-34s       | verdicts: named %d, indications %d, cannot tell %d; named in all %d; coverage off by %.3f; requests of the guilty over the truth %.2f\n", "",
+		verdicts[blame.Named], verdicts[blame.Indications], verdicts[blame.CannotTell], t.named, off, t.ratio/float64(max(1, t.intervals)))
 }

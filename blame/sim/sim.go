@@ -25,7 +25,7 @@ import (
 // behind it.
 type Config struct {
 	Seed       uint64
-	Hours      float64       // 8
+	Hours      float64       // 24
 	Jobs       int           // 500: mean number of jobs at once
 	Workflows  int           // 200
 	Guilty     int           // 3; negative: none
@@ -112,7 +112,7 @@ func Run(c Config) *Fleet {
 
 func (c Config) withDefaults() Config {
 	if c.Hours == 0 {
-		c.Hours = 8
+		c.Hours = 24
 	}
 	if c.Jobs == 0 {
 		c.Jobs = 500

@@ -21,6 +21,7 @@ var version, commit = "unknown", "unknown"
 var commands = []*cli.Command{
 	importCommand(),
 	dashboardsCommand(),
+	blameCommand(),
 }
 
 func main() {
