@@ -75,6 +75,10 @@ unit: ## Unit tests with the race detector, seeds of the fuzz tests included
 	@mkdir -p $(FAULTS)
 	TALLYMAN_FAULTS_DIR=$(FAULTS) $(GO) test -race -count 1 -p $(PARALLEL) -timeout 20m -exec 'env --default-signal $(if $(filter 0,$(shell id -u)),unshare --ipc)' $(UNITS)
 
+.PHONY: sql
+sql: ## Every view and panel through the analyser of GoogleSQL (the first time takes minutes to compile)
+	cd bq/analyse && $(GO) test -count 1 ./...
+
 .PHONY: e2e
 e2e: build $(NFPM) $(SBOM) ## End-to-end tests on a private Docker daemon (root)
 	@mkdir -p $(FAULTS)

@@ -24,6 +24,6 @@ SELECT
   COALESCE(MAX(job.outcome), '') AS outcome,
   MAX(CASE WHEN kind = 'job.end' THEN job.duration_ns END) AS duration_ns,
   COALESCE(MAX(job.version), '') AS version
-FROM named
+FROM named AS n
 GROUP BY job_key
-HAVING MIN(ts) >= @from
+HAVING MIN(n.ts) >= @from

@@ -202,7 +202,7 @@ LIMIT 10`,
 			Empty:   "No pull failed in this time, or none was recorded. A failed pull leaves no event of the daemon: only the shim sees it."},
 
 		{ID: "failures", Section: failures, Kind: "invocation", Title: "Failed calls", Question: "Which commands fail, where, and with which exit code?", Chart: Bars, SQL: `
-SELECT RTRIM(CONCAT(tool, ' ', command)) AS called, repository, workflow, MAX(job_url) AS job_url, COUNT(*) AS failed, MIN(exit_code) AS exit_code, MAX(ts) AS last
+SELECT RTRIM(CONCAT(tool, ' ', command)) AS called, repository, workflow, MAX(job_url) AS job_url, COUNT(*) AS failed, exit_code, MAX(ts) AS last
 FROM tallyman.calls
 WHERE ts >= @from AND ts < @to
   AND outcome = 'failed'
