@@ -24,11 +24,14 @@ func Looker(list []panels.Panel, project, dataset, billing string) []Link {
 	}
 	var views []string
 	title := map[string]string{}
-	for _, p := range list {
-		for _, v := range p.Views {
-			if _, seen := title[v]; !seen {
-				views = append(views, v)
-				title[v] = p.Title
+	// A panel that reads only one view names it better than one that reads several.
+	for _, most := range []int{1, 1 << 10} {
+		for _, p := range list {
+			for _, v := range p.Views {
+				if _, seen := title[v]; !seen && len(p.Views) <= most {
+					views = append(views, v)
+					title[v] = p.Title
+				}
 			}
 		}
 	}
