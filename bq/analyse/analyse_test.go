@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-googlesql"
 
@@ -17,7 +18,7 @@ import (
 	"github.com/tallyman-ci/tallyman/sinks/row"
 )
 
-var update = flag.Bool("update", false, "write testdata/columns.txt")
+var update = flag.Bool("update", false, "write ../columns.txt")
 
 const project, dataset = "a-project", "tallyman"
 
@@ -165,7 +166,7 @@ func newAnalyser(t *testing.T) *analyser {
 }
 
 // TestViews analyses every view, in order, over the table's schema and the views before
-// it. Their columns are what dashboards are built on: testdata/columns.txt pins them.
+// it. Their columns are what dashboards are built on: ../columns.txt pins them.
 func TestViews(t *testing.T) {
 	a := newAnalyser(t)
 	var got strings.Builder
@@ -196,7 +197,7 @@ func TestViews(t *testing.T) {
 			t.Errorf("%s has a column without a name", v.Name)
 		}
 	}
-	const golden = "testdata/columns.txt"
+	const golden = "../columns.txt"
 	if *update {
 		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
 			t.Fatal(err)
@@ -257,5 +258,30 @@ func TestAnalyserRefuses(t *testing.T) {
 		if _, err := a.query(sql); err == nil {
 			t.Errorf("analysed: %s", sql)
 		}
+	}
+}
+
+// TestStatements analyses the statements that make views and tables, and those that
+// refresh the tables.
+func TestStatements(t *testing.T) {
+	a := newAnalyser(t)
+	analyse := func(what, sql string) {
+		t.Helper()
+		if _, err := googlesql.AnalyzeStatement(sql, a.options, a.catalog, a.types); err != nil {
+			t.Errorf("%s: %v\n%s", what, err, sql)
+		}
+	}
+	for _, v := range bq.Views() {
+		analyse("the statement that makes "+v.Name, v.DDL(project, dataset, 90*24*time.Hour))
+		columns, err := a.query(v.SQL)
+		if err != nil {
+			t.Fatalf("%s: %v", v.Name, err)
+		}
+		if err := a.add(v.Name, columns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sql := range bq.RefreshSQL(project, dataset) {
+		analyse("the refresh", sql)
 	}
 }
