@@ -45,3 +45,19 @@ func TestSinksAreDocumented(t *testing.T) {
 		check(s.Name, s.Params)
 	}
 }
+
+// A parameter with one wrong letter is answered with the right one, whatever the sink.
+func TestAMisspeltParameterIsNamed(t *testing.T) {
+	for _, s := range append(sinks.Builtin(), schemes()...) {
+		if err := sinks.Check(s.Form, schemes()...); err != nil {
+			t.Errorf("the form that we show is refused: %v", err)
+		}
+		for _, p := range append(sinks.CommonParams(), s.Params...) {
+			url := s.Form + "?" + p.Name[:len(p.Name)-1] + "x=1"
+			err := sinks.Check(url, schemes()...)
+			if want := fmt.Sprintf("did you mean %q?", p.Name); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %s", url, err, want)
+			}
+		}
+	}
+}
