@@ -16,6 +16,7 @@ STATICCHECK_VERSION := v0.8.2
 NFPM_VERSION := v2.45.2
 SBOM_VERSION := v1.10.0
 ACTIONLINT_VERSION := v1.7.12
+GOVULNCHECK_VERSION := v1.9.0
 # The version is part of the path, so that a new version is installed by itself.
 ACT := $(CACHE)/bin/act-$(ACT_VERSION)/act
 STATICCHECK := $(CACHE)/bin/staticcheck-$(STATICCHECK_VERSION)/staticcheck
@@ -68,7 +69,7 @@ demo: ## Run a real workflow on a private Docker daemon and print its account (r
 	@$(ALONE) $(CACHE)/bin/demo -act $(ACT)
 
 .PHONY: test
-test: faults-clean setup lint unit browser e2e demo faults ## Everything that continuous integration runs
+test: faults-clean setup lint unit manifests browser e2e demo faults ## Everything that continuous integration runs
 
 .PHONY: unit
 unit: ## Unit tests with the race detector, seeds of the fuzz tests included
@@ -88,6 +89,15 @@ e2e: build $(NFPM) $(SBOM) ## End-to-end tests on a private Docker daemon (root)
 .PHONY: browser
 browser: ## The desk's page in a headless Chromium; TALLYMAN_SCREENSHOTS keeps pictures of it
 	cd e2e/browser && $(GO) vet ./... && $(GO) test -race -count 1 -timeout 20m ./...
+
+# Also a module of its own, for the types of Kubernetes and goreleaser.
+.PHONY: manifests
+manifests: ## Values of the Helm chart, manifests and .goreleaser.yaml against the types of their readers
+	cd e2e/manifests && $(GO) vet ./... && $(GO) test -count 1 ./...
+
+.PHONY: vulncheck
+vulncheck: ## Known vulnerabilities that our code calls, from vuln.go.dev
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION) -format json ./... | $(GO) run ./packaging/vulncheck packaging/vulncheck/accepted.txt
 
 .PHONY: faults-clean
 faults-clean:
@@ -145,11 +155,12 @@ fuzz: ## Run each fuzz test for FUZZTIME (20s)
 	done
 
 .PHONY: lint
-lint: $(STATICCHECK) ## gofmt, go vet, staticcheck, shellcheck
+lint: $(STATICCHECK) $(ACTIONLINT) ## gofmt, go vet, staticcheck, actionlint, shellcheck
 	@unformatted=$$(gofmt -l $$($(GIT) ls-files -co --exclude-standard '*.go')); \
 		if [ -n "$$unformatted" ]; then echo "gofmt -w wanted: $$unformatted" >&2; exit 1; fi
 	$(GO) vet ./...
 	$(STATICCHECK) ./...
+	$(ACTIONLINT) .github/workflows/*.yml
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); else echo "lint: no shellcheck here, the scripts were not looked at" >&2; fi
 
 .PHONY: generate
