@@ -1,3 +1,5 @@
+// Package bq holds the questions of the account in GoogleSQL: what BigQuery answers for
+// a fleet, and, written for DuckDB by package desk/store, a desk for one journal.
 package bq
 
 import (
@@ -22,6 +24,8 @@ type View struct {
 	// RefreshSQL brings up to date: views that join or count records would read all of
 	// them for every look at a dashboard, 55 million rows a day on a fleet of 5,000 runners.
 	Table bool
+
+	Columns []Column // of the answer, in order
 }
 
 // tables are the kept answers in the order of their making; views read them.
@@ -51,6 +55,7 @@ func Views() []View {
 		v := View{Name: name, Table: i < len(tables)}
 		v.Question, v.Note, v.SQL = split(string(text))
 		v.SQL = expand(v.SQL)
+		v.Columns = columns()[name]
 		out = append(out, v)
 	}
 	return out

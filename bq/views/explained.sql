@@ -9,17 +9,29 @@ WITH happened AS (
     AND ((event.type = 'image' AND event.action = 'pull') OR (event.type = 'container' AND event.action IN ('create', 'start')))
   QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts) = 1
 ),
-busy AS (
-  SELECT host, ts, COALESCE(duration_ns, 3600000000000) AS duration_ns
-  FROM tallyman.calls
-  WHERE ts >= TIMESTAMP_SUB(@from, INTERVAL 1 DAY) AND ts < TIMESTAMP_ADD(@to, INTERVAL 1 DAY)
+-- Calls and events of a host in one row, in the order of time: an event is explained where
+-- the latest end of all calls before it is not before it. A join of all calls with all
+-- events of a host would grow with their product.
+moments AS (
+  SELECT '' AS id, host, TIMESTAMP_SUB(ts, INTERVAL 2 SECOND) AS ts,
+    TIMESTAMP_ADD(ts, INTERVAL (@div(duration_ns, 1000) + 2000000) MICROSECOND) AS until
+  FROM (
+    SELECT host, ts, COALESCE(duration_ns, 3600000000000) AS duration_ns
+    FROM tallyman.calls
+    WHERE ts >= TIMESTAMP_SUB(@from, INTERVAL 1 DAY) AND ts < TIMESTAMP_ADD(@to, INTERVAL 1 DAY)
+  )
+  UNION ALL
+  SELECT id, COALESCE(host.name, ''), ts, NULL
+  FROM happened
+),
+reached AS (
+  SELECT id, ts, MAX(until) OVER (PARTITION BY host ORDER BY ts RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS until
+  FROM moments
 ),
 reason AS (
-  SELECT DISTINCT h.id AS id
-  FROM happened AS h
-  JOIN busy AS b ON b.host = COALESCE(h.host.name, '')
-    AND h.ts >= TIMESTAMP_SUB(b.ts, INTERVAL 2 SECOND)
-    AND h.ts <= TIMESTAMP_ADD(b.ts, INTERVAL @div(b.duration_ns, 1000) + 2000000 MICROSECOND)
+  SELECT id
+  FROM reached
+  WHERE id <> '' AND until >= ts
 )
 SELECT
   h.id AS id,
