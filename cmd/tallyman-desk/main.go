@@ -21,6 +21,8 @@ var version, commit = "unknown", "unknown"
 var commands = []*cli.Command{
 	importCommand(),
 	dashboardsCommand(),
+	reportCommand(),
+	serveCommand(),
 	blameCommand(),
 }
 

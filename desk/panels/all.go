@@ -29,7 +29,7 @@ const (
 func Bounds() Panel {
 	return Panel{ID: "bounds", Chart: Bars, SQL: `
 SELECT MIN(ts) AS first, MAX(ts) AS last
-FROM tallyman.calls
+FROM tallyman.records
 WHERE ts >= @from AND ts < @to`, Columns: []Column{{Name: "first", Unit: Time}, {Name: "last", Unit: Time}}}
 }
 
