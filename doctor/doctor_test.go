@@ -430,6 +430,10 @@ func TestFaults(t *testing.T) {
 		{"no daemon", func(t *testing.T, root string, in *doctor.Input) {
 			setenv(in, "DOCKER_HOST", "unix://"+root+"/none.sock")
 		}, "daemon", doctor.Fail, "there is no such socket", "is the dind sidecar up"},
+		{"no daemon, in Kubernetes mode", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "DOCKER_HOST", "unix://"+root+"/none.sock")
+			setenv(in, "ACTIONS_RUNNER_CONTAINER_HOOKS", "/home/runner/k8s/index.js")
+		}, "daemon", doctor.Warn, "is not seen", "no job is hindered"},
 		{"a dead daemon's socket", func(t *testing.T, root string, in *doctor.Input) {
 			staleSocket(t, root+"/dead.sock")
 			setenv(in, "DOCKER_HOST", "unix://"+root+"/dead.sock")

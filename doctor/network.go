@@ -78,6 +78,11 @@ func (x *examination) daemon(ctx context.Context) {
 	if err == nil {
 		state, err = x.in.Daemon(ctx, host)
 	}
+	if err != nil && x.env["ACTIONS_RUNNER_CONTAINER_HOOKS"] != "" {
+		x.add(Warn, name, "the runner is in Kubernetes mode, without a Docker daemon: jobs run in other pods, and what they start there is not seen",
+			"nothing, if that is meant; no job is hindered")
+		return
+	}
 	if err != nil {
 		x.add(Fail, name, x.noDaemon(host, scheme, rest, err), "is the dind sidecar up, or dockerd? Set DOCKER_HOST, or docker_host in the configuration (now from "+from+")")
 		return
