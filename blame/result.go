@@ -33,8 +33,8 @@ type Result struct {
 	Builds      int `json:"builds"`
 	AssumedEnds int `json:"assumed_ends"`
 	Candidates  int `json:"candidates"`
-	// Explained is the number of requests that all builds together explain; the others
-	// are background: traffic of no recorded build.
+	// Explained is the number of requests that the builds of those explain who stand out
+	// at all (PValue up to 0.02); the others are background: traffic of nobody here.
 	Explained Estimate `json:"explained"`
 	// Coverage says which share of the builds is believed to be recorded.
 	Coverage Coverage `json:"coverage"`
@@ -68,15 +68,16 @@ type Suspect struct {
 	// Members has more than one element where builds of several candidates always ran at
 	// the same time: the guilt is of one or some of them, and the figures are of all together.
 	Members []Candidate `json:"members"`
-	// Named is true where the evidence would be a chance finding in at most one of ten of
-	// those named (false discovery rate 10 %, Benjamini and Hochberg).
+	// Named is true where the evidence is beyond the strongest that any candidate got when
+	// the requests were moved in time, so that nobody's builds could be their cause.
 	Named bool `json:"named"`
-	// PValue is the probability of evidence this strong if the builds had nothing to do
-	// with the requests, from moving them in time.
+	// PValue is the share of candidates that get evidence this strong when the requests
+	// are moved in time: the probability by chance of one candidate, not of the best of all.
 	PValue float64 `json:"p_value"`
 	// Evidence is the number of standard deviations of those moves at which the evidence lies.
 	Evidence float64 `json:"evidence"`
-	// Requests is the number of requests that its recorded builds explain.
+	// Requests is the number of requests that its recorded builds explain. For one who does
+	// not stand out at all it is the most that could be laid at its door, and Low is 0.
 	Requests Estimate `json:"requests"`
 	// Share is its part of all requests, PerBuild the number for each recorded build.
 	Share    float64 `json:"share"`

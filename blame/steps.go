@@ -129,9 +129,9 @@ func (k *ranking) lead() {
 
 // convict finds the evidence against each lead, and by placebos how much of it chance
 // alone would bring forth: all builds are moved by the same time, around the window's
-// end, the model is fitted anew, and what is found then is nobody's guilt. The share of
-// chance findings among those named is kept at one of ten, as by Tusher, Tibshirani and
-// Chu (2001).
+// end, the model is fitted anew, and what is found then is nobody's guilt. Those are
+// named whose evidence is beyond the strongest of any candidate in any placebo, as by
+// the maximum statistic of Westfall and Young (1993).
 func (k *ranking) convict(ctx context.Context, shift float64) error {
 	intensity := k.p.intensities(k.m)
 	for _, l := range k.leads {
@@ -175,26 +175,20 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		}
 		return n
 	}
-	last := -1
-	for i, l := range k.leads {
-		l.lean = true
-		l.p = float64(1+above(l.ev.z)) / float64(1+all)
-		// A tenth of the named may be chance findings, of which the placebos have the mean.
-		if l.ev.z > 2 && float64(above(l.ev.z))/float64(k.Placebos) <= 0.1*float64(i+1) {
-			last = i
-		}
-	}
-	for i := range k.leads[:last+1] {
-		k.leads[i].named = len(k.candidates[k.leads[i].members[0]].builds) >= 5
-	}
 	for _, l := range k.leads {
-		l.lean = l.p <= leanP
+		l.p = float64(1+above(l.ev.z)) / float64(1+all)
+		l.lean = float64(above(l.ev.z)) <= leanShare*float64(all)
+		l.named = l.ev.z > leastZ && above(l.ev.z) == 0 && len(k.candidates[l.members[0]].builds) >= 5
 	}
 	return k.lean(ctx)
 }
 
-// leanP is the probability by chance up to which a lead takes part in the last fit.
-const leanP = 0.02
+// leastZ is the evidence below which nobody is named, whatever the placebos say.
+const leastZ = 3
+
+// leanShare is the share of candidates in placebos with as strong evidence up to which a
+// lead takes part in the last fit.
+const leanShare = 0.02
 
 // lean fits again, with those only that stand out at all: in the first fit the many
 // innocent each take a few requests that happen to fit, and the guilty lack them.

@@ -225,7 +225,7 @@ func (k *ranking) conclude(ctx context.Context, b *Builds) error {
 		}
 	}
 	if r.Verdict == Named || r.Verdict == Indications {
-		first := fmt.Sprintf("%d of %d candidates stand out beyond chance (false discovery rate 10 %%); all builds together explain %.0f %% of %d requests.", named, r.Candidates, 100*r.Explained.Value/float64(max(1, r.Requests)), r.Requests)
+		first := fmt.Sprintf("%d of %d candidates stand out beyond what chance gives anybody; those who stand out at all explain %.0f %% of %d requests.", named, r.Candidates, 100*r.Explained.Value/float64(max(1, r.Requests)), r.Requests)
 		r.Reasons = slices.Insert(r.Reasons, 0, first)
 	}
 	return nil
@@ -233,6 +233,6 @@ func (k *ranking) conclude(ctx context.Context, b *Builds) error {
 
 var method = []string{
 	"Requests are taken for a Poisson process whose rate is the sum of a background, constant within half an hour, and of what each candidate's running builds add: its rate by the time since a build's start, and by what a request looks like (user agent, repository asked for, egress address). Rates are those of the greatest likelihood, found by expectation-maximisation (Dempster, Laird and Rubin 1977, J. R. Stat. Soc. B 39:1-38), which for such sums is the iteration of Richardson (1972, J. Opt. Soc. Am. 62:55-59), Lucy (1974, Astron. J. 79:745-754) and Shepp and Vardi (1982, IEEE Trans. Med. Imaging 1:113-122). That counts of a whole tell of its parts is network tomography (Vardi 1996, J. Am. Stat. Assoc. 91:365-377); sharing events among those that may have caused them, with a kernel found from the same data, is due to Marsan and Lengline (2008, Science 319:1076-1079).",
-	"Evidence is how much better a candidate's builds meet the requests than the same builds moved in time, in standard deviations of such moves. What chance brings forth is known from moving all requests and fitting anew; those named are as many as keep the expected share of chance findings at one of ten (false discovery rate, Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57:289-300; by permutation as Tusher, Tibshirani and Chu 2001, PNAS 98:5116-5121).",
+	"Evidence is how much better a candidate's builds meet the requests than the same builds moved in time, in standard deviations of such moves. What chance brings forth is known from moving all requests and fitting anew, several times: named are those beyond the strongest that this gave any candidate (the maximum statistic of Westfall and Young 1993, Resampling-Based Multiple Testing, Wiley).",
 	"Intervals are the middle 90 % of Bayesian bootstrap resamples (Rubin 1981, Ann. Stat. 9:130-134) of blocks of ten minutes, because requests come in bursts.",
 }

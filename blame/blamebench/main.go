@@ -152,7 +152,7 @@ func one(ctx context.Context, c sim.Config, full bool) (score, error) {
 	began := time.Now()
 	o := blame.Options{Resamples: -1, Placebos: -1, Top: len(f.Workflows)}
 	if full {
-		o.Resamples, o.Placebos = 40, 5
+		o.Resamples, o.Placebos = 40, 9
 	}
 	r, err := blame.Rank(ctx, requests, builds, o)
 	if err != nil {

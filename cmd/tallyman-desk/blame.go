@@ -61,6 +61,7 @@ Examples:
 			&cli.StringFlag{Name: "bad", Usage: "list all bad rows in `FILE`; without it the first 20 are shown"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of resamples; the same input and seed give the same answer"},
 			&cli.IntFlag{Name: "resamples", Value: 100, Usage: "`N` bootstrap resamples for the intervals"},
+			&cli.IntFlag{Name: "placebos", Value: 9, Usage: "`N` fits to moved requests, to learn what chance brings forth"},
 		},
 		Action: func(c *cli.Context) error {
 			x, err := newInquiry(c)
@@ -113,8 +114,8 @@ func newInquiry(c *cli.Context) (*inquiry, error) {
 	if l := blame.Level(c.String("by")); !slices.Contains(blame.Levels(), l) {
 		return nil, fmt.Errorf("--by wants one of %v, not %s", blame.Levels(), strconv.Quote(string(l)))
 	}
-	if c.Int("top") < 1 || c.Int("resamples") < 20 {
-		return nil, errors.New("--top wants at least 1 and --resamples at least 20")
+	if c.Int("top") < 1 || c.Int("resamples") < 20 || c.Int("placebos") < 3 {
+		return nil, errors.New("--top wants at least 1, --resamples at least 20 and --placebos at least 3")
 	}
 	now := time.Now()
 	var err error
@@ -188,7 +189,7 @@ func (x *inquiry) run(ctx context.Context) error {
 	if x.builds.Len() == 0 {
 		return errors.New("the journals hold no docker build in that time: is the shim installed where builds run? (tallyman doctor)")
 	}
-	o := blame.Options{Level: blame.Level(x.c.String("by")), Top: x.c.Int("top"), Resamples: x.c.Int("resamples"), Seed: x.c.Uint64("seed")}
+	o := blame.Options{Level: blame.Level(x.c.String("by")), Top: x.c.Int("top"), Resamples: x.c.Int("resamples"), Placebos: x.c.Int("placebos"), Seed: x.c.Uint64("seed")}
 	if x.c.IsSet("skew") {
 		d := x.c.Duration("skew")
 		o.Shift = &d
@@ -369,7 +370,7 @@ func printBlame(w io.Writer, r *blame.Result, rows rowCounts) {
 	fmt.Fprintf(tw, "time\t%s to %s (UTC)\n", r.From.Format(form), r.To.Format(form))
 	fmt.Fprintf(tw, "rows\t%s\n", rows.text())
 	fmt.Fprintf(tw, "requests\t%d in that time, %d outside of it\n", r.Requests, r.Outside)
-	fmt.Fprintf(tw, "explained\t%s by recorded builds; the others are background, of nobody here\n", estimate(r.Explained))
+	fmt.Fprintf(tw, "explained\t%s by builds of those who stand out at all; the others are background\n", estimate(r.Explained))
 	fmt.Fprintf(tw, "builds\t%d of %d candidates", r.Builds, r.Candidates)
 	if r.AssumedEnds > 0 {
 		fmt.Fprintf(tw, "; the end of %d is assumed", r.AssumedEnds)
