@@ -134,6 +134,11 @@ packages: $(NFPM) $(SBOM) ## .deb, .rpm, tarballs, SBOMs and SHA256SUMS of this 
 	packaging/build.sh $(NFPM) $(SBOM)
 	@cat dist/SHA256SUMS
 
+.PHONY: bench-blame
+bench-blame: ## Ranking of suspects in simulated fleets whose guilty are known, beside the count of overlaps
+	@$(GO) build -o $(CACHE)/bin/blamebench ./blame/blamebench
+	@$(CACHE)/bin/blamebench
+
 .PHONY: crash
 crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
 	TALLYMAN_CRASH=all TALLYMAN_ADOPT_RUNS=200 TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -p 1 -timeout 90m -exec '$(ALONE)' \
