@@ -30,6 +30,9 @@ import (
 // patience is far above what anything here takes on a slow machine.
 const patience = 2 * time.Minute
 
+// scratch is a folder for the time of the tests.
+var scratch string
+
 // chromium is the one browser of all tests; each test has a tab of its own in it.
 var chromium context.Context
 
@@ -54,15 +57,17 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "\n*** browser tests SKIPPED: %s ***\n\n", how)
 		return 0
 	}
-	profile, err := os.MkdirTemp("", "tallyman-browser-")
+	// The browser's profile and the program that is tested.
+	var err error
+	scratch, err = os.MkdirTemp("", "tallyman-browser-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(profile)
+	defer os.RemoveAll(scratch)
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path),
-		chromedp.UserDataDir(profile),
+		chromedp.UserDataDir(filepath.Join(scratch, "profile")),
 		// Containers and root have no user name spaces for Chromium's sandbox. The pages
 		// are our own, and nothing is fetched.
 		chromedp.NoSandbox,
@@ -197,9 +202,13 @@ func (b *tab) goTo(url string) {
 	}
 }
 
-// shot keeps a picture of the whole page.
+// shot keeps a picture of the whole page where pictures are wanted: they take longer
+// than all the rest.
 func (b *tab) shot(name string) {
 	b.t.Helper()
+	if os.Getenv("TALLYMAN_SCREENSHOTS") == "" {
+		return
+	}
 	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
 	if err != nil {
 		b.t.Fatal(err)
