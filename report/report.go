@@ -101,9 +101,7 @@ func Build(ctx context.Context, sources []Source, o Options) (*Report, error) {
 			}
 			a.line(data)
 		}
-		if j, ok := s.(*journalSource); ok {
-			a.read.Torn += j.torn()
-		}
+		a.read.Torn += Torn(s)
 	}
 	r := a.result()
 	r.Generated = o.Now().UTC()

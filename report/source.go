@@ -90,8 +90,13 @@ func (s *journalSource) Next() ([]byte, error) {
 
 func (s *journalSource) Close() error { return s.r.Close() }
 
-// torn is the number of lines that the reader passed over as damaged.
-func (s *journalSource) torn() int64 { return s.r.Stats().TornLines }
+// Torn is the number of lines that a source has passed over as damaged so far.
+func Torn(s Source) int64 {
+	if j, ok := s.(*journalSource); ok {
+		return j.r.Stats().TornLines
+	}
+	return 0
+}
 
 // firstSegment is where reading must begin to see everything from a time on. A
 // segment's header bears the time it was made, which is when the one before it got

@@ -20,6 +20,7 @@ var version, commit = "unknown", "unknown"
 // commands are the commands, each in a file of its own.
 var commands = []*cli.Command{
 	importCommand(),
+	queryCommand(),
 	dashboardsCommand(),
 	reportCommand(),
 	serveCommand(),

@@ -46,7 +46,8 @@ type Store struct {
 	dir     string
 	sources []report.Source
 	close   func()
-	stats   Stats
+	records int64
+	refused int64 // lines that a source gave and that DuckDB could not read as a record
 }
 
 // Stats is what was read so far.
@@ -202,8 +203,8 @@ func (s *Store) Refresh(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("read records: %w", err)
 		}
-		s.stats.Unread += lines - rows
-		s.stats.Records += rows
+		s.refused += lines - rows
+		s.records += rows
 		if rows > 0 {
 			if first.IsZero() || from.Before(first) {
 				first = from
@@ -218,7 +219,7 @@ func (s *Store) Refresh(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%d %d", s.stats.Records, s.stats.Unread), nil
+	return fmt.Sprintf("%d %d", s.records, s.Stats().Unread), nil
 }
 
 // copy writes lines for DuckDB to read, and says whether those were all.
@@ -310,7 +311,13 @@ func (s *Store) keep(ctx context.Context, from, to time.Time) error {
 }
 
 // Stats says what was read.
-func (s *Store) Stats() Stats { return s.stats }
+func (s *Store) Stats() Stats {
+	st := Stats{Records: s.records, Unread: s.refused}
+	for _, src := range s.sources {
+		st.Unread += report.Torn(src)
+	}
+	return st
+}
 
 // Dialect is the SQL that Query wants.
 func (s *Store) Dialect() panels.Dialect { return panels.DuckDB }
