@@ -139,6 +139,10 @@ bench-blame: ## Ranking of suspects in simulated fleets whose guilty are known, 
 	@$(GO) build -o $(CACHE)/bin/blamebench ./blame/blamebench
 	@$(CACHE)/bin/blamebench
 
+.PHONY: footprint
+footprint: ## Size of the programs, what each sink costs, the agent's memory, what an image grows by
+	$(GO) run ./packaging/footprint
+
 .PHONY: crash
 crash: build ## Kill at every system call, and 200 runners beside an adopter: all points, not a sample (root)
 	TALLYMAN_CRASH=all TALLYMAN_ADOPT_RUNS=200 TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -p 1 -timeout 90m -exec '$(ALONE)' \
