@@ -1,10 +1,16 @@
 package wrapper
 
 import (
+	"bytes"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // An image may have links to docker, and a job may move docker to put one of its own
@@ -65,4 +71,70 @@ func TestShimByAnotherName(t *testing.T) {
 			})
 		}
 	})
+}
+
+// An uninstall puts the real docker back while a call is between the start of the shim
+// and that of docker. The call is held there: its agent stops it when it has the record.
+func TestUninstalledDuringACall(t *testing.T) {
+	eachBuild(t, func(t *testing.T, in installation) {
+		agent, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: in.run + "/agent.sock", Net: "unixpacket"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer agent.Close()
+		if err := agent.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for try := 0; ; try++ {
+			if try == 200 {
+				t.Fatal("no call could be stopped in time")
+			}
+			cmd := exec.Command(in.shim, "exit", "3")
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := agent.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			held := cmd.Process.Signal(syscall.SIGSTOP) == nil
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid))
+			held = held && exe == in.shim && stopped(cmd.Process.Pid)
+			if held {
+				if err := os.Rename(in.real, in.shim); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = cmd.Process.Signal(syscall.SIGCONT)
+			conn.Close()
+			_ = cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != 3 {
+				t.Fatalf("exit code %d, want docker's 3: %.300s", code, out.String())
+			}
+			if held {
+				return
+			}
+		}
+	})
+}
+
+// stopped waits until a process that was sent SIGSTOP has stopped.
+func stopped(pid int) bool {
+	for range 1000 {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return false
+		}
+		_, after, _ := strings.Cut(string(stat), ") ")
+		switch after[:1] {
+		case "T":
+			return true
+		case "Z":
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
 }

@@ -45,6 +45,10 @@ func Main(args, environ []string) int {
 		// Also where looking at it failed: the kernel has the last word.
 		c.problem = execReal(c.real, args, c.environ)
 	}
+	if c.problem == syscall.ENOENT && c.gaveBack() {
+		c.real = c.self.path
+		c.problem = execReal(c.real, args, c.environ)
+	}
 	return refuse(c.real, c.self, c.problem)
 }
 
@@ -77,6 +81,10 @@ func (c *start) prepare() {
 	c.cfg, c.trusted = loadConfig(c.self, secure)
 	c.real = c.findReal()
 	c.problem = checkReal(c.real, c.self)
+	if c.problem == syscall.ENOENT && c.gaveBack() {
+		c.real = c.self.path
+		c.problem = checkReal(c.real, c.self)
+	}
 }
 
 // findReal finds the real tool. Where none stands beside the path of the call, that path
@@ -109,6 +117,14 @@ func (c *start) findReal() string {
 		}
 	}
 	return beside
+}
+
+// gaveBack tells whether the shim was uninstalled since this process was started: then
+// the real tool has its own path again.
+func (c *start) gaveBack() bool {
+	var st syscall.Stat_t
+	return c.self.ok && c.cfg.Real[c.self.tool] == "" && strings.HasPrefix(c.self.path, "/") && syscall.Stat(c.self.path, &st) == nil &&
+		(st.Dev != c.self.st.Dev || st.Ino != c.self.st.Ino)
 }
 
 // nameBefore returns docker for docker.orig, docker-real and whatever else people call
