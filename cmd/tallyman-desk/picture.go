@@ -86,6 +86,11 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	if err != nil {
 		return err
 	}
+	if c.String("from") == "" {
+		if p.Suspects, err = suspects(c.Context, src, sources, panels.Filter{From: f.From, To: f.To}); err != nil {
+			return err
+		}
+	}
 	p.Title, p.Sources, p.Version, p.Generated = c.String("title"), sources, version, time.Now()
 	if err := writeWhole(name, c.App.Writer, c.Bool("force"), func(w io.Writer) error { return page.Render(w, p) }); err != nil {
 		return err
