@@ -37,7 +37,7 @@ func (p *Plan) dataset(ctx context.Context) (Step, error) {
 			_, err := p.c.BigQuery.Datasets.Insert(p.o.Project, &bigquery.Dataset{
 				DatasetReference: &bigquery.DatasetReference{ProjectId: p.o.Project, DatasetId: p.o.Dataset},
 				Location:         location,
-				Description:      "Who called docker on the runners: records and answers of Tallyman.",
+				Description:      bq.DatasetDescription,
 			}).Context(ctx).Do()
 			return err
 		}
