@@ -3,6 +3,7 @@ package bq
 import (
 	"cmp"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -80,6 +81,19 @@ func (o Options) Agent() string {
 		number = "$(gcloud projects describe " + o.Project + " --format='value(projectNumber)')"
 	}
 	return "serviceAccount:service-" + number + "@gcp-sa-pubsub.iam.gserviceaccount.com"
+}
+
+// ParseExpiration reads a number of days, as 90d, or never.
+func ParseExpiration(text string) (time.Duration, error) {
+	if text == "never" {
+		return Never, nil
+	}
+	number, found := strings.CutSuffix(text, "d")
+	n, err := strconv.ParseUint(number, 10, 16)
+	if !found || err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no number of days: use 90d, or never", text)
+	}
+	return time.Duration(n) * 24 * time.Hour, nil
 }
 
 // How the subscription delivers.

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tallyman-ci/tallyman/bq"
-	"github.com/tallyman-ci/tallyman/bq/internal/fakebq"
+	"github.com/tallyman-ci/tallyman/internal/fakebq"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

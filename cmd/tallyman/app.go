@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -30,12 +31,13 @@ func (p *program) app() *cli.App {
   tallyman report --since 24h                    what the runner did since yesterday
   tallyman report --repository 'acme/*' --json   the same for one owner, for a program
   tallyman status                                what the agent is doing`,
-		Commands: []*cli.Command{
+		Commands: slices.Concat([]*cli.Command{
 			p.installCommand(), p.uninstallCommand(), p.carryCommand(), p.agentCommand(), p.eventsCommand(), p.hookCommand(),
 			p.reportCommand(), p.statusCommand(), p.doctorCommand(),
+		}, p.bqCommands(), []*cli.Command{
 			p.replayCommand(), p.selftestCommand(), p.benchCommand(),
 			p.versionCommand(), p.completionCommand(), p.helpCommand(),
-		},
+		}),
 		// The library adds it only where there is no help command.
 		Flags:                     []cli.Flag{&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show this help"}},
 		EnableBashCompletion:      true,

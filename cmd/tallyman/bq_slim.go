@@ -1,0 +1,7 @@
+//go:build slim
+
+package main
+
+import "github.com/urfave/cli/v2"
+
+func (p *program) bqCommands() []*cli.Command { return nil }
