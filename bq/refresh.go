@@ -37,10 +37,20 @@ func RefreshSQL(project, dataset string) []string {
 		if v.Table {
 			out = append(out,
 				In("DELETE FROM tallyman."+v.Name+" WHERE ts >= @from AND ts < @to", project, dataset),
-				In("INSERT INTO tallyman."+v.Name+"\n"+v.SQL, project, dataset))
+				In("INSERT INTO tallyman."+v.Name+" ("+names(v.Columns)+")\n"+v.SQL, project, dataset))
 		}
 	}
 	return out
+}
+
+// names lists columns for an INSERT: without them it goes by the table's order, in which
+// columns of later releases are at the end.
+func names(columns []Column) string {
+	var out []string
+	for _, c := range columns {
+		out = append(out, "`"+c.Name+"`")
+	}
+	return strings.Join(out, ", ")
 }
 
 // RefreshScript is RefreshSQL as one script for a scheduled query, which has no parameters:

@@ -209,3 +209,18 @@ func TestEvolve(t *testing.T) {
 		t.Error("10,001 columns:", err)
 	}
 }
+
+// A kept table that was evolved has its new columns at the end, wherever the query has them.
+func TestRefreshNamesTheColumns(t *testing.T) {
+	inserts := 0
+	for _, sql := range RefreshSQL("p", "d") {
+		for _, v := range Views() {
+			if strings.HasPrefix(sql, "INSERT INTO `p.d."+v.Name+"` (`"+v.Columns[0].Name+"`, ") {
+				inserts++
+			}
+		}
+	}
+	if inserts != len(tables) {
+		t.Errorf("%d of %d tables are filled by columns' names", inserts, len(tables))
+	}
+}
