@@ -202,6 +202,10 @@ func TestEmptyProject(t *testing.T) {
 	if p := nothingToDo(t, c, options()); len(p.Grants) != 5 {
 		t.Errorf("grants missing after the first run: %+v", p.Grants)
 	}
+	c.bq.Share(dataset, "WRITER", "service-4711@gcp-sa-pubsub.iam.gserviceaccount.com")
+	if p := nothingToDo(t, c, options()); len(p.Grants) != 3 {
+		t.Errorf("grants missing after the data set's: %+v", p.Grants)
+	}
 	c.grantAll(t, options())
 	p = nothingToDo(t, c, options())
 	if len(p.Grants) != 0 {
@@ -563,5 +567,40 @@ func TestServerErrors(t *testing.T) {
 func TestConnectToHalfAnEmulator(t *testing.T) {
 	if _, err := Connect(t.Context(), "127.0.0.1:1", ""); err == nil || !strings.Contains(err.Error(), "both or neither") {
 		t.Errorf("the error is %v", err)
+	}
+}
+
+// Which bindings count as what is needed.
+func TestGranted(t *testing.T) {
+	const ours, theirs, runner = "serviceAccount:service-4711@gcp-sa-pubsub.iam.gserviceaccount.com", "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com", "serviceAccount:r@acme-ci.iam.gserviceaccount.com"
+	const writes, publishesDead, publishes = 0, 2, 4 // of bq.Options.Grants
+	for _, test := range []struct {
+		name            string
+		number, runners string
+		grant           int
+		role, member    string
+		want            bool
+	}{
+		{"the role itself", "4711", "", writes, "roles/bigquery.dataEditor", ours, true},
+		{"a stronger one", "4711", "", writes, "roles/bigquery.admin", ours, true},
+		{"the data set's old word for it", "4711", "", writes, "WRITER", ours, true},
+		{"a weaker one", "4711", "", writes, "roles/bigquery.dataViewer", ours, false},
+		{"another project's agent", "4711", "", writes, "roles/bigquery.dataEditor", theirs, false},
+		{"an agent, and the number is not known", "", "", writes, "roles/bigquery.dataEditor", ours, true},
+		{"no agent, and the number is not known", "", "", writes, "roles/bigquery.dataEditor", runner, false},
+		{"the agent on the dead-letter topic", "4711", "", publishesDead, "roles/pubsub.publisher", ours, true},
+		{"the runners on the topic", "4711", runner, publishes, "roles/pubsub.publisher", runner, true},
+		{"somebody else on the topic", "4711", runner, publishes, "roles/pubsub.publisher", "user:x@example.com", false},
+		{"somebody, and the runners are not known", "4711", "", publishes, "roles/pubsub.publisher", runner, true},
+		{"the agent alone, and the runners are not known", "4711", "", publishes, "roles/pubsub.publisher", ours, false},
+	} {
+		o, err := bq.Options{Project: project, Dataset: dataset, Number: test.number, Runners: test.runners}.Complete()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &Plan{o: o}
+		if got := p.granted([]binding{{test.role, []string{test.member}}}, o.Grants()[test.grant]); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
 	}
 }

@@ -120,12 +120,10 @@ func (p *Plan) access(ctx context.Context) []binding {
 	return out
 }
 
-var anyAgent = `^serviceAccount:service-[0-9]+@gcp-sa-pubsub\.iam\.gserviceaccount\.com$`
-
 // granted tells whether the bindings give what g wants. Where the project's number is not known,
 // any project's agent of Pub/Sub is taken for ours; where the runners' identity is not, any publisher.
 func (p *Plan) granted(have []binding, g bq.Grant) bool {
-	agent := regexp.MustCompile(anyAgent)
+	agent := regexp.MustCompile(`^serviceAccount:service-[0-9]+@gcp-sa-pubsub\.iam\.gserviceaccount\.com$`)
 	return slices.ContainsFunc(have, func(b binding) bool {
 		return (b.role == g.Role || slices.Contains(stronger[g.Role], b.role)) && slices.ContainsFunc(b.members, func(m string) bool {
 			switch {
@@ -170,7 +168,7 @@ func (p *Plan) may(ctx context.Context, s Step, permission string) bool {
 	var granted []string
 	var err error
 	if strings.HasPrefix(permission, "bigquery.") {
-		_, table, _ := strings.Cut(s.Name, p.o.Dataset+".")
+		table := strings.TrimPrefix(s.Name, p.o.Project+":"+p.o.Dataset+".")
 		var answer *bigquery.TestIamPermissionsResponse
 		answer, err = p.c.BigQuery.Tables.TestIamPermissions("projects/"+p.o.Project+"/datasets/"+p.o.Dataset+"/tables/"+table,
 			&bigquery.TestIamPermissionsRequest{Permissions: []string{permission}}).Context(ctx).Do()

@@ -113,11 +113,16 @@ Examples:
 			case plan.Pending():
 				fmt.Fprintln(p.stdout)
 			}
+			tables := false
 			err = plan.Run(c.Context, func(s apply.Step) {
+				tables = tables || s.Action == apply.Create && s.What == "table"
 				fmt.Fprintf(p.stdout, "%sd %s %s\n", s.Action, s.What, report.Safe(s.Name))
 			})
 			if err == nil {
 				fmt.Fprintln(p.stdout, "\nEverything is there.")
+			}
+			if err == nil && tables {
+				fmt.Fprintln(p.stdout, "The answers are empty until a scheduled query fills their tables: tallyman bq refresh --help")
 			}
 			return err
 		},

@@ -96,6 +96,14 @@ func (s *Server) Bind(dataset, table, role, member string) {
 	s.policies[key] = object{"bindings": append(bindings, object{"role": role, "members": []any{member}})}
 }
 
+// Share grants a role on all of a data set, in the words of its access list.
+func (s *Server) Share(dataset, role, email string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	access, _ := s.datasets[dataset]["access"].([]any)
+	s.datasets[dataset]["access"] = append(access, object{"role": role, "userByEmail": email})
+}
+
 func (s *Server) touch(o object) {
 	s.changes++
 	o["etag"] = fmt.Sprintf("etag-%d", s.changes)
