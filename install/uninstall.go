@@ -32,6 +32,10 @@ func Uninstall(o Options) (*Plan, error) {
 		return nil, err
 	}
 	if byHand {
+		// An install that was killed before it had written down anything left this at most.
+		if temp := temporary(p.t.at(Manifest)); lexists(temp) {
+			p.step(func() error { return removeIfThere(temp) }, "remove %s, which a run that was cut short left", filepath.Base(temp))
+		}
 		if len(p.Steps) == 0 {
 			return nil, ErrNothing
 		}
@@ -79,7 +83,7 @@ func (p *planner) giveBackOne(place Place) error {
 	s := p.t.look(place.Path)
 	at, realAt := p.t.at(s.path), p.t.at(s.real)
 	for _, temp := range []string{temporary(at), temporary(realAt)} {
-		if _, err := os.Lstat(temp); err == nil {
+		if lexists(temp) {
 			p.step(func() error { return removeIfThere(temp) }, "remove %s, which a run that was cut short left", filepath.Base(temp))
 		}
 	}
@@ -108,6 +112,11 @@ func (p *planner) giveBackOne(place Place) error {
 	return nil
 }
 
+func lexists(outside string) bool {
+	_, err := os.Lstat(outside)
+	return err == nil
+}
+
 func removeIfThere(outside string) error {
 	if err := os.Remove(outside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -122,7 +131,7 @@ func (p *planner) removeFiles() {
 	slices.SortStableFunc(files, func(a, b File) int { return boolInt(a.Path == Program) - boolInt(b.Path == Program) })
 	for _, f := range files {
 		at := p.t.at(f.Path)
-		if temp := temporary(at); p.t.exists(path.Join(path.Dir(f.Path), filepath.Base(temp))) {
+		if temp := temporary(at); lexists(temp) {
 			p.step(func() error { return removeIfThere(temp) }, "remove %s, which a run that was cut short left", filepath.Base(temp))
 		}
 		if !p.t.exists(f.Path) {
