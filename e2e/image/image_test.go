@@ -52,6 +52,7 @@ func TestImage(t *testing.T) {
 	docker.prepare(t)
 	t.Run("builds", testBuilds)
 	t.Run("job", testJob)
+	t.Run("pod", testPod)
 	t.Run("upgrade and uninstall", testUpgradeAndUninstall)
 	t.Run("package after the image", testPackageAfterTheImage)
 	t.Run("no daemon", testNoDaemon)
@@ -425,12 +426,38 @@ func testJob(t *testing.T) {
 	}
 }
 
+// testPod runs a job in the pod of arc/values-dind.yaml: an emptyDir over the folder for
+// records, the ConfigMap over the configuration, and the volume with the daemon's socket
+// over /var/run.
+func testPod(t *testing.T) {
+	etc, state, run := filepath.Join(docker.dir, "configmap"), filepath.Join(docker.dir, "emptydir"), filepath.Join(docker.dir, "dind-sock")
+	for _, volume := range []string{state, run} {
+		if err := errors.Join(os.Mkdir(volume, 0o777), os.Chmod(volume, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf := "run_dir = " + install.RunDirOnDisk + "\nspool_on_disk = true\nstatsd_tags = event_type action repo workflow\n"
+	if err := errors.Join(os.Mkdir(etc, 0o755), os.WriteFile(filepath.Join(etc, "tallyman.conf"), []byte(conf), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(run, "docker.sock"), nil, 0o666); err != nil { // what the socket is mounted over
+		t.Fatal(err)
+	}
+	id := docker.container(t, baked, "--volume", etc+":/etc/tallyman:ro", "--volume", state+":"+install.StateDir, "--volume", run+":/var/run")
+	docker.exec(t, id, "docker", "version") // as the runner does until the daemon answers
+	job := ask[report.Job](t, docker, nil, id, append([]string{"job"}, steps...)...)
+	wantJob(t, job, 0, 0, 1)
+	wantCalls(t, id, "version", "run", "run")
+	if out, err := docker.Docker(docker.ctx, "exec", id, "tallyman", "doctor"); err != nil || strings.Contains(out, "FAIL") {
+		t.Errorf("doctor: %v: %s", err, out)
+	}
+}
+
 // testUpgradeAndUninstall upgrades docker by its package manager, and then removes
 // Tallyman: the tree is the base's, with the upgrade, to the byte.
 func testUpgradeAndUninstall(t *testing.T) {
 	plain := docker.container(t, packaged)
 	docker.execRoot(t, plain, "dpkg", "--install", "/shared/docker-2.deb")
-	before := ask[map[string]string](t, docker, []string{"--user", "0"}, plain, "tree")
 
 	id := docker.container(t, bakedPkg)
 	docker.execRoot(t, id, "dpkg", "--install", "/shared/docker-2.deb")
@@ -441,14 +468,22 @@ func testUpgradeAndUninstall(t *testing.T) {
 	wantJob(t, job, 0, 0, 1)
 	wantCalls(t, id, "version", "run", "run")
 	docker.execRoot(t, id, "rm", "-rf", "/home/runner/_work", "/home/runner/_diag", "/home/runner/bin/Runner.Worker")
-
-	docker.execRoot(t, id, "tallyman", "uninstall", "--purge")
-	docker.execRoot(t, id, "rm", "-r", "/opt/tallyman") // what the Dockerfile's COPY brought
-	after := ask[map[string]string](t, docker, []string{"--user", "0"}, id, "tree")
-	sameTree(t, before, after)
+	wantRemoved(t, plain, id)
 	if out := docker.execRoot(t, id, "dpkg-divert", "--list"); out != "" {
 		t.Errorf("diversions that are left: %s", out)
 	}
+
+	// And where docker belongs to no package.
+	wantRemoved(t, docker.container(t, official), docker.container(t, baked))
+}
+
+// wantRemoved removes Tallyman from a container: then all is as in the plain one.
+func wantRemoved(t *testing.T, plain, id string) {
+	t.Helper()
+	docker.execRoot(t, id, "tallyman", "uninstall", "--purge")
+	docker.execRoot(t, id, "rm", "-r", "/opt/tallyman") // what the Dockerfile's COPY brought
+	root := []string{"--user", "0"}
+	sameTree(t, ask[map[string]string](t, docker, root, plain, "tree"), ask[map[string]string](t, docker, root, id, "tree"))
 	docker.exec(t, id, "docker", "version")
 }
 
