@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tallyman-ci/tallyman/blame"
@@ -107,12 +108,16 @@ func run(ctx context.Context, seeds, headline, only, workers int) error {
 		scores := make([]score, n)
 		errs := make([]error, n)
 		var wg sync.WaitGroup
+		var done atomic.Int64
 		for w := range workers {
 			wg.Go(func() {
 				for s := w; s < n; s += workers {
 					c := l.config
 					c.Seed = uint64(s)
 					scores[s], errs[s] = one(ctx, c, l.full)
+					if k := done.Add(1); k%10 == 0 {
+						fmt.Fprintf(os.Stderr, "%s: %d of %d fleets\n", l.name, k, n)
+					}
 				}
 			})
 		}
