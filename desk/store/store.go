@@ -264,21 +264,14 @@ read:
 func (s *Store) load(ctx context.Context, path string) (from, to time.Time, rows int64, err error) {
 	defer os.Remove(path) // its room is wanted before the database is closed
 	types := columns(func(name, kind string) string { return quote(name) + ": " + quote(kind) })
-	q := "CREATE OR REPLACE TEMP TABLE new AS SELECT * REPLACE (ci.repository AS repository, ci.workflow AS workflow) FROM read_json(" + quote(path) +
+	q := "INSERT INTO tallyman.records SELECT * REPLACE (ci.repository AS repository, ci.workflow AS workflow) FROM read_json(" + quote(path) +
 		", format = 'newline_delimited', ignore_errors = true, maximum_object_size = 4194304, columns = {" + types + "}) WHERE id IS NOT NULL AND ts IS NOT NULL AND kind IS NOT NULL"
-	conn, err := s.db.Conn(ctx) // temporary tables belong to one connection
-	if err != nil {
+	if _, err := s.db.ExecContext(ctx, q); err != nil {
 		return from, to, 0, err
 	}
-	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, q); err != nil {
-		return from, to, 0, err
-	}
+	// Rows are only ever added, so that their numbers follow each other.
 	var first, last sql.NullTime
-	if err := conn.QueryRowContext(ctx, "SELECT MIN(ts), MAX(ts), COUNT(*) FROM new").Scan(&first, &last, &rows); err != nil {
-		return from, to, 0, err
-	}
-	if _, err := conn.ExecContext(ctx, "INSERT INTO tallyman.records SELECT * FROM new; DROP TABLE new"); err != nil {
+	if err := s.db.QueryRowContext(ctx, "SELECT MIN(ts), MAX(ts), COUNT(*) FROM tallyman.records WHERE rowid >= $1", s.records).Scan(&first, &last, &rows); err != nil {
 		return from, to, 0, err
 	}
 	return first.Time, last.Time, rows, nil
