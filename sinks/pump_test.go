@@ -77,6 +77,12 @@ func (m *memory) ids() []string {
 	return slices.Clone(m.got)
 }
 
+func (m *memory) attempts() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.calls)
+}
+
 // bench is a journal with pumps.
 type bench struct {
 	t    testing.TB
