@@ -72,6 +72,9 @@ type Input struct {
 	OffPath string
 	// Proc is where procfs is mounted, "" is /proc.
 	Proc string
+	// Root is the file system whose installation is compared with the account of it; ""
+	// is this one's.
+	Root string
 	// Dpkg is the database of dpkg, "" is /var/lib/dpkg.
 	Dpkg string
 	// Sudoers is sudo's configuration, "" is /etc/sudoers.
@@ -129,6 +132,7 @@ func Run(ctx context.Context, in Input) *Report {
 		x.cfg.StateDir = in.StateDir
 	}
 	x.realBinary()
+	x.installation()
 	x.installed()
 	x.switches()
 	x.hooks()

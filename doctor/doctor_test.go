@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/doctor"
+	installer "github.com/tallyman-ci/tallyman/install"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/wrapper"
@@ -81,7 +83,7 @@ func install(t *testing.T) (root string, in *doctor.Input) {
 	t.Cleanup(func() { agent.Close() })
 	serveDocker(t, root+"/docker.sock", now)
 	return root, &doctor.Input{
-		Environ: env, ConfigPath: root + "/tallyman.conf", OffPath: root + "/off", Proc: root + "/proc", Dpkg: root + "/dpkg", Sudoers: root + "/sudoers",
+		Environ: env, ConfigPath: root + "/tallyman.conf", OffPath: root + "/off", Proc: root + "/proc", Root: root + "/system", Dpkg: root + "/dpkg", Sudoers: root + "/sudoers",
 		Kernel: kernel{release: "6.18.0"},
 		Agent: func(context.Context, string) (doctor.AgentState, error) {
 			return doctor.AgentState{Summary: "tallyman 1.0, pid 7"}, nil
@@ -209,7 +211,7 @@ func TestFaults(t *testing.T) {
 			"shim", doctor.Fail, "no docker in PATH", "install"},
 		{"the shim was overwritten by an upgrade", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.WriteFile(root+"/bin/docker", []byte("real"), 0o755))
-		}, "shim", doctor.Fail, "is not Tallyman's shim", "dpkg-divert"},
+		}, "shim", doctor.Fail, "is not Tallyman's shim", "tallyman install"},
 		{"another docker comes first", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.Mkdir(root+"/first", 0o755))
 			must(t, os.WriteFile(root+"/first/docker", []byte("real"), 0o755))
@@ -237,6 +239,31 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/dpkg/info/docker-ce-cli.list", []byte("/.\n"+root+"/bin/docker\n"), 0o644))
 			must(t, os.WriteFile(root+"/dpkg/diversions", []byte("/a\n/b\n:\n"+root+"/bin/docker\n"+root+"/bin/docker.original\n:\n"), 0o644))
 		}, "package", doctor.OK, "is diverted", ""},
+
+		{"nothing is amiss with what was installed", func(t *testing.T, root string, in *doctor.Input) { installed(t, root) },
+			"installation", doctor.OK, "2 shims and", ""},
+		{"an upgrade took the second tool's place", func(t *testing.T, root string, in *doctor.Input) {
+			system := installed(t, root)
+			must(t, os.Remove(system+"/usr/bin/podman"))
+			must(t, os.WriteFile(system+"/usr/bin/podman", []byte("real"), 0o755))
+		}, "installation", doctor.Fail, "/usr/bin/podman is not the shim any more", "tallyman install"},
+		{"the programs are newer than the shims", func(t *testing.T, root string, in *doctor.Input) {
+			system := installed(t, root)
+			data, err := os.ReadFile(root + "/bin/docker")
+			must(t, err)
+			must(t, os.WriteFile(system+"/opt/tallyman/bin/docker-shim", append(data, "newer"...), 0o755))
+		}, "installation", doctor.Warn, "of another version", "tallyman install"},
+		{"the account of the installation is torn", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Truncate(installed(t, root)+"/var/lib/tallyman-installed.json", 7))
+		}, "installation", doctor.Warn, "cannot be used", "installed last"},
+		{"another podman comes first", func(t *testing.T, root string, in *doctor.Input) {
+			system := installed(t, root)
+			must(t, os.WriteFile(root+"/bin/podman", []byte("real"), 0o755))
+			setenv(in, "PATH", root+"/bin:"+system+"/usr/bin")
+		}, "shim podman", doctor.Fail, "the first podman in PATH", "--tool"},
+		{"podman is wrapped too", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "PATH", root+"/bin:"+installed(t, root)+"/usr/bin")
+		}, "shim podman", doctor.OK, "the first podman in PATH", ""},
 
 		{"a pinned file was changed", func(t *testing.T, root string, in *doctor.Input) {
 			configure(t, root, "pin = "+strings.Repeat("0", 64)+"  "+root+"/bin/docker")
@@ -515,6 +542,27 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// installed makes a file system with docker and podman, and installs there.
+func installed(t *testing.T, root string) (system string) {
+	t.Helper()
+	system = root + "/system"
+	for _, dir := range []string{"/usr/bin", "/usr/local/bin", "/var/lib"} {
+		must(t, os.MkdirAll(system+dir, 0o755))
+	}
+	for _, name := range []string{"docker", "podman"} {
+		must(t, os.WriteFile(system+"/usr/bin/"+name, []byte("the real "+name), 0o755))
+	}
+	binaries := t.TempDir()
+	shim, err := os.ReadFile(root + "/bin/docker")
+	must(t, err)
+	must(t, os.WriteFile(binaries+"/docker-shim", shim, 0o755))
+	must(t, os.WriteFile(binaries+"/tallyman", []byte("tallyman"), 0o755))
+	plan, err := installer.Install(installer.Options{Root: system, Tools: []string{"docker", "podman"}, Path: installer.SearchPath, Binaries: binaries, User: strconv.Itoa(os.Getuid())})
+	must(t, err)
+	must(t, plan.Run(t.Context(), func(string) {}))
+	return system
 }
 
 // fillDisk makes state_dir a small tmpfs and fills it, where the test may mount; a

@@ -16,20 +16,22 @@ import (
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/install"
 	"github.com/tallyman-ci/tallyman/wrapper"
 )
 
-// tool is the tool whose shim is looked for. Others are installed the same way.
+// tool is the tool whose shim is looked for everywhere. Others are looked for where
+// tallyman install put a shim.
 const tool = "docker"
 
-// candidate is a docker in PATH.
+// candidate is a docker in PATH, or another tool.
 type candidate struct {
 	path string
 	shim bool
 }
 
-// inPath finds every executable docker in a PATH, in order.
-func inPath(path string) (found []candidate, relative bool) {
+// inPath finds every executable tool in a PATH, in order.
+func inPath(path, tool string) (found []candidate, relative bool) {
 	for _, dir := range filepath.SplitList(path) {
 		if dir == "" || !filepath.IsAbs(dir) {
 			relative = true
@@ -69,7 +71,7 @@ func isShim(path string) bool {
 // shims checks that the first docker in PATH is ours, for the runner and for sudo.
 func (x *examination) shims() {
 	const name = "shim"
-	found, relative := inPath(x.env["PATH"])
+	found, relative := inPath(x.env["PATH"], tool)
 	for _, c := range found {
 		if c.shim {
 			x.shim = c.path
@@ -78,15 +80,15 @@ func (x *examination) shims() {
 	}
 	switch {
 	case len(found) == 0:
-		x.add(Fail, name, "there is no docker in PATH", "install the docker CLI and Tallyman's shim in its place (PATH is "+x.env["PATH"]+")")
+		x.add(Fail, name, "there is no docker in PATH", "install the docker CLI, and then run tallyman install as root (PATH is "+x.env["PATH"]+")")
 		return
 	case x.shim == "":
 		x.add(Fail, name, found[0].path+" is not Tallyman's shim: no docker call is recorded",
-			fmt.Sprintf("move it to %[1]s.original and put docker-shim at %[1]s (with dpkg-divert where a package owns it)", found[0].path))
+			"tallyman install, as root: it takes that place, and diverts it where a package owns it")
 		return
 	case x.shim != found[0].path:
 		x.add(Fail, name, fmt.Sprintf("%s comes before Tallyman's shim %s in PATH: calls are not recorded", found[0].path, x.shim),
-			"put "+filepath.Dir(x.shim)+" first in the runner's PATH, or install the shim at "+found[0].path)
+			"put "+filepath.Dir(x.shim)+" first in the runner's PATH, or take its place too: tallyman install --tool "+found[0].path)
 	case relative:
 		x.add(Warn, name, x.shim+" is the first docker in PATH, but PATH has a relative folder: a docker in the working folder may come before it",
 			"take empty and relative folders out of the runner's PATH")
@@ -113,7 +115,7 @@ func (x *examination) sudoPath() {
 			continue
 		}
 		value = strings.Trim(strings.TrimLeft(strings.TrimSpace(value), "= \t"), `"`)
-		if found, _ := inPath(value); len(found) > 0 && !found[0].shim {
+		if found, _ := inPath(value, tool); len(found) > 0 && !found[0].shim {
 			x.add(Warn, name, "`sudo docker` runs "+found[0].path+", which is not Tallyman's shim",
 				"put "+filepath.Dir(x.shim)+" first in secure_path of "+x.in.Sudoers)
 		} else if len(found) > 0 {
@@ -126,30 +128,63 @@ func (x *examination) sudoPath() {
 // packaged checks that an upgrade of the docker package will not put its own file
 // in the shim's place.
 func (x *examination) packaged() {
-	owner := ""
-	lists, _ := filepath.Glob(filepath.Join(x.in.Dpkg, "info", "*.list"))
-	for _, list := range lists {
-		data, err := os.ReadFile(list)
-		if err == nil && bytes.Contains(append([]byte("\n"), data...), []byte("\n"+x.shim+"\n")) {
-			owner = strings.TrimSuffix(filepath.Base(list), ".list")
-			break
-		}
-	}
+	owner, name := install.Owner(x.in.Dpkg, x.shim)
 	if owner == "" {
 		return
 	}
-	if data, err := os.ReadFile(filepath.Join(x.in.Dpkg, "diversions")); err == nil {
-		// Three lines each: the path, where it went, the package (dpkg-divert(1)).
-		lines := strings.Split(string(data), "\n")
-		for i := 0; i+2 < len(lines); i += 3 {
-			if lines[i] == x.shim {
-				x.ok("package", "%s of package %s is diverted to %s: an upgrade leaves the shim alone", x.shim, owner, lines[i+1])
-				return
-			}
+	if d, ok := install.DiversionOf(x.in.Dpkg, x.shim); ok && d.Package == "" {
+		x.ok("package", "%s of package %s is diverted to %s: an upgrade leaves the shim alone", name, owner, d.To)
+		return
+	}
+	x.add(Warn, "package", "package "+owner+" owns "+name+": its next upgrade overwrites the shim",
+		"tallyman install, as root, which diverts it; by hand: dpkg-divert --local --no-rename --divert "+name+".original --add "+name)
+}
+
+// installation checks all that tallyman install says it did. Where something else
+// brought the shim (the carrier, somebody's Dockerfile) there is no account of it.
+func (x *examination) installation() {
+	const name = "installation"
+	account, problems, err := install.Verify(x.in.Root, x.cfg.Real)
+	switch {
+	case errors.Is(err, install.ErrNoManifest):
+		return
+	case err != nil:
+		x.add(Warn, name, err.Error(), "run the tallyman that was installed last; it alone can undo that installation")
+		return
+	}
+	for _, p := range problems {
+		result := Warn
+		if p.Serious {
+			result = Fail
+		}
+		x.add(result, name, p.Finding, p.Do)
+	}
+	if len(problems) == 0 {
+		x.ok(name, "%d shims and %d files are as tallyman install put them", len(account.Places), len(account.Files))
+	}
+	seen := map[string]bool{tool: true}
+	for _, p := range account.Places {
+		if other := filepath.Base(p.Path); !seen[other] {
+			seen[other] = true
+			x.otherTool(other)
 		}
 	}
-	x.add(Warn, "package", "package "+owner+" owns "+x.shim+": its next upgrade overwrites the shim",
-		"dpkg-divert --local --no-rename --divert "+x.shim+".original --add "+x.shim)
+}
+
+// otherTool checks that the first podman in PATH is ours too.
+func (x *examination) otherTool(tool string) {
+	found, _ := inPath(x.env["PATH"], tool)
+	switch {
+	case len(found) == 0: // said by installation where it matters
+	case !found[0].shim:
+		x.add(Fail, "shim "+tool, found[0].path+" is not Tallyman's shim, and the first "+tool+" in PATH: calls are not recorded",
+			"take its place too: tallyman install --tool "+found[0].path)
+	default:
+		x.ok("shim "+tool, "%s is Tallyman's shim, and the first %s in PATH", found[0].path, tool)
+		if err := hook.CheckOwned(found[0].path); err != nil {
+			x.add(Warn, "shim owner", err.Error(), "a job could put its own "+tool+" there and hide its calls: let root own the shim and the folders above it")
+		}
+	}
 }
 
 // configuration finds and reads the configuration file as the shim does.

@@ -472,3 +472,69 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// What Verify finds is what Install repairs, or what it says to do.
+func TestVerify(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		damage  func(s *stage)
+		path    string // the one problem's, "" for none
+		serious bool
+		repairs bool // another install does
+	}{
+		{"nothing", func(s *stage) {}, "", false, true},
+		{"the configuration was edited", func(s *stage) { s.file(ConfigFile, "canary = 5\n", 0o644) }, "", false, true},
+		{"the tool was replaced", func(s *stage) { s.docker("/usr/bin/docker", "2") }, "/usr/bin/docker", true, true},
+		{"the shim was removed", func(s *stage) { must(s.t, os.Remove(s.root+"/usr/bin/docker")) }, "/usr/bin/docker", true, true},
+		{"the real tool was removed", func(s *stage) { must(s.t, os.Remove(s.root+"/usr/bin/docker.original")) }, "/usr/bin/docker", true, false},
+		{"the real tool is a shim", func(s *stage) { s.file("/usr/bin/docker.original", fmt.Sprintf(fakeShim, "1"), 0o755) }, "/usr/bin/docker", true, false},
+		{"the whole tool was removed", func(s *stage) {
+			must(s.t, errors.Join(os.Remove(s.root+"/usr/bin/docker"), os.Remove(s.root+"/usr/bin/docker.original")))
+		}, "", false, false},
+		{"a package brought a newer shim", func(s *stage) {
+			s.uninstall()
+			s.o.FromPackage = true
+			s.file(Shim, fmt.Sprintf(fakeShim, "1"), 0o755)
+			s.install()
+			s.file(Shim, fmt.Sprintf(fakeShim, "2"), 0o755)
+		}, "/usr/bin/docker", false, true},
+		{"a package took the tool over", func(s *stage) {
+			s.file(dpkgDir+"/info/docker-ce-cli.list", "/.\n/bin/docker\n", 0o644)
+		}, "/usr/bin/docker", false, false},
+		{"a hook script is gone", func(s *stage) { must(s.t, os.Remove(s.root+HookStarted)) }, HookStarted, true, true},
+		{"a hook script was changed", func(s *stage) { s.file(HookCompleted, "#!/bin/sh\nexit 0\n", 0o755) }, HookCompleted, false, true},
+		{"the command's link is gone", func(s *stage) { must(s.t, os.Remove(s.root+Link)) }, Link, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStage(t)
+			s.docker("/usr/bin/docker", "1")
+			s.install()
+			c.damage(s)
+			_, found, err := Verify(s.root, nil)
+			must(t, err)
+			switch {
+			case c.path == "" && len(found) == 0:
+			case len(found) != 1 || found[0].Path != c.path || found[0].Serious != c.serious || found[0].Finding == "" || found[0].Do == "":
+				t.Fatalf("found %+v, want one of %q, serious: %v", found, c.path, c.serious)
+			}
+			if !c.repairs {
+				return
+			}
+			s.install()
+			if _, found, err := Verify(s.root, nil); err != nil || len(found) > 0 {
+				t.Errorf("after another install: %+v, %v", found, err)
+			}
+		})
+	}
+	if _, _, err := Verify(t.TempDir(), nil); !errors.Is(err, ErrNoManifest) {
+		t.Errorf("where nothing was installed: %v", err)
+	}
+	s := newStage(t)
+	s.docker("/usr/bin/docker", "1")
+	s.install()
+	must(t, os.Remove(s.root+"/usr/bin/docker.original"))
+	s.docker("/opt/docker/docker", "1")
+	if _, found, err := Verify(s.root, map[string]string{"docker": "/opt/docker/docker"}); err != nil || len(found) > 0 {
+		t.Errorf("the configuration names the real tool, and yet: %+v, %v", found, err)
+	}
+}
