@@ -207,13 +207,20 @@ func (s *sink) decode(line []byte) (event, error) {
 		return event{}, errors.New("the record has no ts in the form of RFC 3339")
 	}
 	for k, v := range message {
-		message[k] = plain(v)
+		message[k] = plain(v, 2)
 	}
 	return event{tag: s.tag.of(message), time: ts, message: message}, nil
 }
 
-// plain replaces the numbers in v by values that the library can encode.
-func plain(v any) any {
+// maxDepth is how deep a message is nested at most; the members of a record come to
+// four. A job can send members that this build does not know, as deep as it likes, and
+// receivers stop at some depth: decoders in C at 32, in Ruby at 128. They hang up then
+// without an acknowledgement, for ever, because the same event comes again.
+const maxDepth = 16
+
+// plain replaces the numbers in v by values that the library can encode, and what lies
+// deeper than maxDepth by its JSON, as text. v itself lies at depth.
+func plain(v any, depth int) any {
 	switch v := v.(type) {
 	case json.Number:
 		if n, err := v.Int64(); err == nil {
@@ -224,13 +231,28 @@ func plain(v any) any {
 		}
 		return v.String() // too large for any number
 	case map[string]any:
+		if depth > maxDepth {
+			return asText(v)
+		}
 		for k, inner := range v {
-			v[k] = plain(inner)
+			v[k] = plain(inner, depth+1)
 		}
 	case []any:
+		if depth > maxDepth {
+			return asText(v)
+		}
 		for i, inner := range v {
-			v[i] = plain(inner)
+			v[i] = plain(inner, depth+1)
 		}
 	}
 	return v
+}
+
+// asText is the JSON of what was decoded from JSON.
+func asText(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err.Error() // no such value comes out of the decoder
+	}
+	return string(b)
 }

@@ -92,6 +92,44 @@ func TestWhatIsNoRecordIsRefused(t *testing.T) {
 	}
 }
 
+// A job sends a member that is nested deeper than receivers decode. It must not stop
+// the sink for everybody, and stays readable.
+func TestDeeplyNestedMembersBecomeText(t *testing.T) {
+	r := forwardtest.New(t, "0")
+	r.Start()
+	s := openSink(t, r.URL(""))
+	deep := strings.Repeat(`{"a":[`, 500) + `1,"x"` + strings.Repeat(`]}`, 500)
+	hostile := append(line("a")[:len(line("a"))-1], `,"later":`+deep+`}`...)
+	if err := s.Write(t.Context(), []sinks.Entry{{ID: "a", Line: hostile}, {ID: "b", Line: line("b")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r); !reflect.DeepEqual(got, []string{"a", "b"}) {
+		t.Fatalf("delivered %v", got)
+	}
+	var message map[string]any
+	if err := json.Unmarshal(r.Received()[0].Record, &message); err != nil {
+		t.Fatal(err)
+	}
+	depth, v := 1, message["later"]
+	for text := ""; text == ""; depth++ {
+		switch inner := v.(type) {
+		case map[string]any:
+			v = inner["a"]
+		case []any:
+			v = inner[0]
+		case string:
+			if text = inner; !strings.HasSuffix(deep, strings.TrimRight(text, "]}")+strings.Repeat(`]}`, 500)) || !json.Valid([]byte(text)) {
+				t.Errorf("the rest is %q", text)
+			}
+		default:
+			t.Fatalf("%T at depth %d", v, depth)
+		}
+	}
+	if depth > 20 {
+		t.Errorf("the message is nested %d deep; receivers in C take 32, the protocol's own levels included", depth)
+	}
+}
+
 func TestUnixSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("", "fluent") // t.TempDir is too long for a socket
 	if err != nil {
