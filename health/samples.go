@@ -47,6 +47,7 @@ func OfAdopter(st adopt.Status, v string) Report {
 	var s agent.Samples
 	version(&s, v)
 	s.Gauge("tallyman_adopt_journals", "Journals of dead runners in delivery.", float64(len(st.Journals)))
+	s.Gauge("tallyman_adopt_waiting", "Journals of dead runners that wait for their turn.", float64(st.Waiting))
 	s.Counter("tallyman_adopted_total", "Journals of dead runners that were delivered and removed.", st.Adopted)
 	s.Counter("tallyman_adopted_delivered_total", "Records of dead runners that sinks took.", st.Delivered)
 	s.Counter("tallyman_adopted_refused_total", "Records of dead runners that sinks refused.", st.Refused)

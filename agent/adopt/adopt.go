@@ -24,6 +24,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +61,7 @@ type Options struct {
 	Forget   time.Duration // since the last change of a runner's folder before it is removed; default 7 days
 	Every    time.Duration // between two looks at Dir; default 5 s
 	Parallel int           // journals at the same time; default 8
+	Patience time.Duration // with sinks that fail and take nothing, while other journals may wait; default 10 s
 
 	Host   record.Host // names this machine in loss records
 	Logger *slog.Logger
@@ -73,7 +75,8 @@ type Adopter struct {
 
 	mu     sync.Mutex
 	work   map[string]*adoption // by the name in .adopted
-	failed map[string]time.Time // when to try again
+	failed map[string]time.Time // journals that were tried before, and when to try again
+	queued int                  // journals that wait for a slot
 	done   Counts
 }
 
@@ -89,6 +92,7 @@ type Counts struct {
 type Status struct {
 	Counts
 	Journals []Journal `json:"journals"` // in work
+	Waiting  int       `json:"waiting"`  // journals that wait for their turn
 }
 
 // Journal is one journal in work.
@@ -116,6 +120,9 @@ func New(o Options) (*Adopter, error) {
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 8
+	}
+	if o.Patience <= 0 {
+		o.Patience = 10 * time.Second
 	}
 	if len(o.Sinks) == 0 {
 		return nil, errors.New("adopt: no sinks are configured, so there is nowhere to deliver to (set sinks, as on the runners)")
@@ -149,7 +156,7 @@ func New(o Options) (*Adopter, error) {
 func (a *Adopter) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := Status{Counts: a.done, Journals: []Journal{}}
+	s := Status{Counts: a.done, Journals: []Journal{}, Waiting: a.queued}
 	for name, w := range a.work {
 		j := Journal{Name: name, Sinks: []sinks.Status{}}
 		for _, p := range w.pumps {
@@ -167,34 +174,58 @@ func (a *Adopter) Run(ctx context.Context) error {
 	defer running.Wait()
 	tick := time.NewTicker(a.o.Every)
 	defer tick.Stop()
-	for {
-		if err := a.take(); err != nil {
-			a.o.Logger.Error("looking for journals", "error", err)
+	freed := make(chan struct{}, 1) // holds one token: a slot came free
+	for look := true; ; {
+		if look {
+			if err := a.take(); err != nil {
+				a.o.Logger.Error("looking for journals", "error", err)
+			}
 		}
 		names, err := a.waiting()
 		if err != nil {
 			a.o.Logger.Error("looking for adopted journals", "error", err)
 		}
-		for _, name := range names {
-			select {
-			case a.slot <- struct{}{}:
-			case <-ctx.Done():
-				return nil
-			}
-			w := &adoption{a: a, name: name, dir: filepath.Join(a.o.Dir, adoptedDir, name), log: a.o.Logger.With("journal", name)}
-			a.mu.Lock()
-			a.work[name] = w
-			a.mu.Unlock()
-			running.Go(func() {
-				defer func() { <-a.slot }()
-				a.book(w, w.run(ctx))
-			})
+		for len(names) > 0 && a.free() {
+			a.begin(ctx, names[0], &running, freed)
+			names = names[1:]
 		}
+		a.mu.Lock()
+		a.queued = len(names)
+		a.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			look = true
+		case <-freed: // the next one may be one that was never tried, which goes first
+			look = false
 		}
+	}
+}
+
+// begin works on a journal in the slot that was taken for it.
+func (a *Adopter) begin(ctx context.Context, name string, running *sync.WaitGroup, freed chan<- struct{}) {
+	w := &adoption{a: a, name: name, dir: filepath.Join(a.o.Dir, adoptedDir, name), log: a.o.Logger.With("journal", name)}
+	a.mu.Lock()
+	a.work[name] = w
+	a.mu.Unlock()
+	running.Go(func() {
+		a.book(w, w.run(ctx))
+		<-a.slot
+		select {
+		case freed <- struct{}{}:
+		default: // a token is there
+		}
+	})
+}
+
+// free takes a slot where there is one.
+func (a *Adopter) free() bool {
+	select {
+	case a.slot <- struct{}{}:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -215,7 +246,8 @@ func (a *Adopter) take() error {
 			continue
 		}
 		last, err := lastChange(dir)
-		if err == nil && a.o.Now().Sub(last) < a.o.Quiet {
+		// A time in the future is one of a clock that was wrong, and says nothing.
+		if err == nil && a.o.Now().Sub(last).Abs() < a.o.Quiet {
 			continue
 		}
 		locked := false
@@ -277,7 +309,8 @@ func lastChange(dir string) (time.Time, error) {
 	return last, nil
 }
 
-// waiting lists the adopted journals that nobody in this process works on.
+// waiting lists the adopted journals that nobody in this process works on, those first
+// that were not tried, or not for the longest time.
 func (a *Adopter) waiting() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(a.o.Dir, adoptedDir))
 	if err != nil {
@@ -286,11 +319,15 @@ func (a *Adopter) waiting() ([]string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var names []string
+	there := map[string]bool{}
 	for _, e := range entries {
+		there[e.Name()] = true
 		if a.work[e.Name()] == nil && e.IsDir() && !a.o.Now().Before(a.failed[e.Name()]) {
 			names = append(names, e.Name())
 		}
 	}
+	maps.DeleteFunc(a.failed, func(name string, _ time.Time) bool { return !there[name] })
+	slices.SortStableFunc(names, func(x, y string) int { return a.failed[x].Compare(a.failed[y]) })
 	return names, nil
 }
 
@@ -313,8 +350,13 @@ func (a *Adopter) book(w *adoption, err error) {
 		// What this one's look at it left behind. Where the other one is not done with
 		// it either, that one removes it.
 		_ = os.RemoveAll(filepath.Join(a.o.Dir, goneDir, w.name))
-	case errors.Is(err, journal.ErrLocked), errors.Is(err, context.Canceled):
-		// Another adopter has it, or its own agent still does; or this one ends.
+	case errors.Is(err, errYielded):
+		a.failed[w.name] = a.o.Now()
+		w.log.Info("a journal waits for a sink and lets others go first", "left", err)
+	case errors.Is(err, journal.ErrLocked):
+		// Another adopter has it, or its own agent still does.
+		a.failed[w.name] = a.o.Now().Add(a.o.Every)
+	case errors.Is(err, context.Canceled): // this one ends
 	default:
 		a.done.Errors++
 		a.failed[w.name] = a.o.Now().Add(time.Minute)
@@ -439,9 +481,14 @@ func (w *adoption) open(ctx context.Context, j *journal.Journal, own string) (pu
 
 // deliver runs the pumps until all is taken, or ctx ends; with no journal, only to
 // end them.
-func (w *adoption) deliver(ctx context.Context, j *journal.Journal) error {
+func (w *adoption) deliver(whole context.Context, j *journal.Journal) error {
+	ctx, yield := context.WithCancelCause(whole)
+	defer yield(nil)
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() { w.watch(running, yield) })
 	ended := make(chan error, len(w.pumps))
 	for _, p := range w.pumps {
 		go func() { ended <- p.Run(running) }()
@@ -466,10 +513,52 @@ func (w *adoption) deliver(ctx context.Context, j *journal.Journal) error {
 	for range w.pumps {
 		errs = append(errs, <-ended)
 	}
-	if ctx.Err() != nil {
+	if whole.Err() != nil {
 		return context.Canceled
 	}
+	if cause := context.Cause(ctx); errors.Is(cause, errYielded) {
+		return cause
+	}
 	return errors.Join(errs...)
+}
+
+// errYielded is the end of an adoption that waits for dead sinks only, and holds up
+// other journals, of which the sinks that are well could have the records.
+var errYielded = errors.New("sinks that fail")
+
+// watch yields when no sink takes anything any more, and all slots are taken.
+func (w *adoption) watch(ctx context.Context, yield context.CancelCauseFunc) {
+	var before int64 = -1
+	since := time.Now()
+	tick := time.NewTicker(w.a.o.Patience / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var taken int64
+		var left []string
+		for _, p := range w.pumps {
+			s := p.Status()
+			taken += s.Delivered + s.Refused
+			switch {
+			case s.BehindRecords == 0:
+			case s.State == sinks.StateRetrying || s.State == sinks.StateStuck:
+				left = append(left, fmt.Sprintf("%s: %s", s.Name, s.LastError))
+			default:
+				before = -1 // an attempt is on its way, which has its own time
+			}
+		}
+		if taken != before || len(w.a.slot) < cap(w.a.slot) {
+			before, since = taken, time.Now()
+		}
+		if len(left) > 0 && time.Since(since) >= w.a.o.Patience {
+			yield(fmt.Errorf("%w: %s", errYielded, strings.Join(left, ", ")))
+			return
+		}
+	}
 }
 
 // inherit copies the dead agent's cursors, once. They are read through os.Root, which

@@ -348,6 +348,43 @@ func TestADeadSinkKeepsTheJournal(t *testing.T) {
 	}
 }
 
+// One sink is away for long, and more runners die than journals are delivered at the
+// same time: the other sink gets the records of all of them, without waiting for it.
+func TestADeadSinkKeepsNoOtherJournalWaiting(t *testing.T) {
+	n := newNode(t)
+	var want []string
+	for i := range 30 {
+		id := fmt.Sprintf("%03d", i)
+		want = append(want, id)
+		n.dead("pod-"+id, id)
+	}
+	dead := sinks.Scheme{Name: "dead", Form: "dead:", Open: func(context.Context, *sinks.Target) (sinks.Sink, error) { return away{}, nil }}
+	o := Options{Sinks: []string{"dead:", n.fileURL()}, Schemes: []sinks.Scheme{dead}, Parallel: 2, Patience: 20 * time.Millisecond}
+	s := n.adopt(o, func(Status) bool {
+		ids, _ := n.got()
+		return len(ids) >= len(want)
+	})
+	if ids, _ := n.got(); !slices.Equal(ids, want) || s.Adopted != 0 || s.Errors != 0 {
+		t.Errorf("delivered %v, %+v", ids, s)
+	}
+	if waiting, err := os.ReadDir(filepath.Join(n.dir, adoptedDir)); err != nil || len(waiting) != len(want) {
+		t.Errorf("%d journals wait for the dead sink, want %d: %v", len(waiting), len(want), err)
+	}
+	// It is back.
+	dead.Open = func(ctx context.Context, t *sinks.Target) (sinks.Sink, error) { return sinks.Open(ctx, n.fileURL()) }
+	o.Schemes = []sinks.Scheme{dead}
+	n.adopt(o, adopted(int64(len(want))))
+	if ids, _ := n.got(); len(ids) != 2*len(want) {
+		t.Errorf("both sinks together have %d records, want each of %d twice", len(ids), len(want))
+	}
+}
+
+// away is a sink whose server is not there.
+type away struct{}
+
+func (away) Write(context.Context, []sinks.Entry) error { return errors.New("nobody there") }
+func (away) Close(context.Context) error                { return nil }
+
 func TestWhatSinksRefusedOutlivesTheJournal(t *testing.T) {
 	n := newNode(t)
 	n.dead("pod", "a")
