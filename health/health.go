@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 
 	"github.com/tallyman-ci/tallyman/agent"
 )
@@ -84,6 +85,9 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// maxConns is how many clients have a connection at the same time; others wait.
+const maxConns = 32
+
 // Serve answers on l until ctx ends. It closes l.
 func Serve(ctx context.Context, l net.Listener, report func() Report, log *slog.Logger) error {
 	registry := prometheus.NewRegistry()
@@ -97,13 +101,14 @@ func Serve(ctx context.Context, l net.Listener, report func() Report, log *slog.
 	server := &http.Server{
 		Handler: mux,
 		// Whoever connects and says nothing holds a connection for this long only.
-		ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 5 * time.Second,
 		MaxHeaderBytes: 8 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	// A job that opens connections by the thousand must not take the agent's descriptors.
+	if err := server.Serve(netutil.LimitListener(l, maxConns)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("health: %w", err)
 	}
 	return nil

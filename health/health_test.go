@@ -227,6 +227,47 @@ func TestASilentClient(t *testing.T) {
 	}
 }
 
+// A job can open connections without end; the agent has a bounded number of them.
+func TestManyClients(t *testing.T) {
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, func() Report { return Report{} }, slog.New(slog.DiscardHandler)) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	get := func(patience time.Duration) error {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+		resp, err := client.Get("http://" + l.Addr().String() + "/healthz")
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		return err
+	}
+	var silent []net.Conn
+	for range maxConns {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	if err := get(200 * time.Millisecond); err == nil {
+		t.Errorf("the connection beyond %d is answered", maxConns)
+	}
+	silent[0].Close()
+	if err := get(time.Minute); err != nil {
+		t.Errorf("nobody is answered when there is room again: %v", err)
+	}
+}
+
 // docs/operations.md names every metric; `_total` after a comma stands for a name with
 // the first one's beginning.
 func TestMetricsAreDocumented(t *testing.T) {
