@@ -225,7 +225,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.journal = j
 	a.intake.remember(j)
-	if a.metrics, err = metrics.New(metrics.Options{Addr: cfg.Statsd, EventTags: cfg.StatsdTags, Logger: a.log, Now: a.o.Now}); err != nil {
+	if a.metrics, err = a.openMetrics(); err != nil {
 		return fmt.Errorf("set up DogStatsD: %w", err)
 	}
 	for _, url := range cfg.Sinks {
@@ -251,6 +251,19 @@ func (a *Agent) open(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+// openMetrics finds DogStatsD. A mistyped address or tag costs the metrics and not the
+// account: status, doctor and log say what is wrong.
+func (a *Agent) openMetrics() (*metrics.Emitter, error) {
+	o := metrics.Options{Addr: a.o.Config.Statsd, EventTags: a.o.Config.StatsdTags, Logger: a.log, Now: a.o.Now}
+	e, err := metrics.New(o)
+	if err == nil {
+		return e, nil
+	}
+	a.problems = append(a.problems, "no metrics are sent: "+err.Error()+" (statsd and statsd_tags in the configuration)")
+	a.log.Error("no metrics are sent", "error", err)
+	return metrics.New(metrics.Options{Addr: "off", Logger: a.log, Now: a.o.Now})
 }
 
 func (a *Agent) openSink(ctx context.Context, url string) error {

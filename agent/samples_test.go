@@ -3,9 +3,14 @@ package agent
 import (
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tallyman-ci/tallyman/config"
+	"github.com/tallyman-ci/tallyman/journal/handover"
+	"github.com/tallyman-ci/tallyman/record"
 )
 
 // The agent's own numbers reach DogStatsD at its end at the latest: gauges as they are,
@@ -40,5 +45,35 @@ func TestOwnNumbersReachDogStatsD(t *testing.T) {
 	}
 	if strings.Contains(got.String(), "start_time") || strings.Contains(got.String(), "tallyman.records:0") {
 		t.Errorf("more than was wanted:\n%s", got.String())
+	}
+}
+
+// A mistyped tag or address costs the metrics, never the account.
+func TestMistypedMetricsCostNoRecord(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		set  func(*config.Config)
+		says string
+	}{
+		{"tag", func(c *config.Config) { c.StatsdTags = []string{"event_type", "acton"} }, `no tag "acton"`},
+		{"address", func(c *config.Config) { c.Statsd = "http://127.0.0.1:8125" }, `scheme "http"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := options(t)
+			c.set(&o.Config)
+			r := start(t, o)
+			target := handover.Target{Socket: o.Config.Socket(), Spool: o.Config.Spool(), SpoolMaxBytes: 1 << 20}
+			if handover.Deliver(target, record.Append(nil, invocation(time.Now())), os.Getuid(), os.Geteuid()) == handover.Lost {
+				t.Error("nobody took the call")
+			}
+			said := r.agent.Status().Problems
+			if len(said) != 1 || !strings.Contains(said[0], c.says) {
+				t.Errorf("the status says %q, want %q", said, c.says)
+			}
+			r.end()
+			if n := len(r.records()); n == 0 {
+				t.Error("the call was not recorded")
+			}
+		})
 	}
 }

@@ -164,7 +164,7 @@ func (x *examination) metrics(ctx context.Context) {
 		Getenv: func(k string) string { return x.env[k] },
 	})
 	if err != nil {
-		x.add(Fail, name, err.Error()+": the agent does not start with it", "correct statsd and statsd_tags in the configuration")
+		x.add(Fail, name, err.Error()+": no metrics are sent", "correct statsd and statsd_tags in the configuration")
 		return
 	}
 	addr, from := e.Address()
