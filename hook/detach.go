@@ -39,7 +39,8 @@ type request struct {
 	ServerURL string        `json:"server_url,omitempty"`
 	Runner    runnerProcess `json:"runner"`
 	Roots     []string      `json:"roots,omitempty"`
-	Off       string        `json:"off,omitempty"` // why Tallyman is off
+	Off       string        `json:"off,omitempty"`    // why Tallyman is off
+	Canary    bool          `json:"canary,omitempty"` // off because of the canary: for this runner, and not for others on its machine
 }
 
 // reply is what the worker answers.

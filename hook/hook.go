@@ -173,6 +173,7 @@ func (o *Options) run(ctx context.Context, op string, budget time.Duration) (err
 		Version:     o.Version,
 	}
 	c.CI.Runner = withLabels(c.CI.Runner, o.RunnerLabels)
+	off, canary := o.offReason(env)
 	req := request{
 		Op:        op,
 		At:        c.Started,
@@ -182,7 +183,8 @@ func (o *Options) run(ctx context.Context, op string, budget time.Duration) (err
 		ServerURL: env.text("GITHUB_SERVER_URL"),
 		Runner:    runner,
 		Roots:     runnerRoots(runner.Root, env, o.RunnerRoot),
-		Off:       o.offReason(env),
+		Off:       off,
+		Canary:    canary,
 	}
 
 	rep, err := o.detached(ctx, req)

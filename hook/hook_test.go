@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/record"
 )
 
 // jobEnv is the environment of a hook without a runner.
@@ -249,6 +250,49 @@ func TestSwitchedOff(t *testing.T) {
 				if err := JobCompleted(t.Context(), o); err != nil {
 					t.Error(err)
 				}
+			}
+		})
+	}
+}
+
+// Several runners of one machine have one marker: one that the canary leaves out must
+// not end the account of another's running job, and any other switch must.
+func TestCanaryBesideAnotherRunner(t *testing.T) {
+	me, err := readStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name   string
+		other  func(*Context) // the job of another runner
+		change func(*Options)
+		off    bool
+	}{
+		{"no other", nil, func(o *Options) { o.Canary = 0 }, true},
+		{"another runs", func(*Context) {}, func(o *Options) { o.Canary = 0 }, false},
+		{"another has ended", func(c *Context) { c.Ended, c.Outcome = time.Now(), Completed }, func(o *Options) { o.Canary = 0 }, true},
+		{"another was killed", func(c *Context) { c.RunnerStart++ }, func(o *Options) { o.Canary = 0 }, true},
+		{"another's end cannot be known", func(c *Context) { c.RunnerPID = 0 }, func(o *Options) { o.Canary = 0 }, true},
+		{"another runs, and the pod says off", func(*Context) {}, func(o *Options) { o.Environ = jobEnv("TALLYMAN=off") }, true},
+		{"another runs, and the configuration says off", func(*Context) {}, func(o *Options) { o.Enabled = false }, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var a recorder
+			o, _ := here(t, &a)
+			if row.other != nil {
+				c := Context{CI: record.CI{RunID: "8", TrackingID: "github_other", Runner: &record.Runner{Name: "other"}},
+					Host: HostFromEnvironment(nil), Started: time.Now(), RunnerPID: os.Getpid(), RunnerStart: me.start}
+				row.other(&c)
+				if _, err := o.Store().Seal(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			row.change(&o)
+			if err := JobStarted(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Lstat(filepath.Join(o.RunDir, "off")); (err == nil) != row.off {
+				t.Errorf("the marker is there: %v, want %v", err == nil, row.off)
 			}
 		})
 	}

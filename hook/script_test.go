@@ -70,6 +70,8 @@ func TestChainedHook(t *testing.T) {
 			{name: "from the configuration", conf: "# a comment\nenabled = true\n{key} = {dir}/ok.sh\n", out: "chained\n"},
 			{name: "without spaces", conf: "{key}={dir}/fails.sh", code: 7, out: "chained\n"},
 			{name: "with tabs", conf: "\t{key}\t=\t{dir}/ok.sh\t\n", out: "chained\n"},
+			{name: "with Windows line ends", conf: "enabled = true\r\n{key} = {dir}/ok.sh\r\n", out: "chained\n"},
+			{name: "switched off with Windows line ends", conf: "{key} = {dir}/fails.sh\r\n{key} =\r\n"},
 			{name: "the last line counts", conf: "{key} = /nonexistent.sh\n{key} = {dir}/ok.sh\n", out: "chained\n"},
 			{name: "switched off again", conf: "{key} = {dir}/ok.sh\n{key} =\n"},
 			{name: "a comment is none", conf: "#{key} = {dir}/fails.sh\n# {key} = {dir}/fails.sh\n"},
@@ -119,6 +121,28 @@ func TestChainedHook(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// tallyman looks for its configuration beside itself, and not beside a link to it: the
+// scripts find the chained hook in the same file.
+func TestChainedHookOfALinkedBinary(t *testing.T) {
+	for _, shell := range shells {
+		for _, hook := range []string{"started", "completed"} {
+			t.Run(shell+"/"+hook, func(t *testing.T) {
+				s := newScripts(t, shell)
+				elsewhere := t.TempDir()
+				if err := os.Symlink(s.path("tallyman"), filepath.Join(elsewhere, "tallyman")); err != nil {
+					t.Fatal(err)
+				}
+				write(t, s.path("chain.sh"), "echo chained\n")
+				write(t, s.path("tallyman.conf"), "chain_"+hook+" = "+s.path("chain.sh")+"\n")
+				s.env = []string{"PATH=/usr/bin:/bin", "TALLYMAN_BIN=" + filepath.Join(elsewhere, "tallyman")}
+				if code, out := s.run(hookScript("job-" + hook + ".sh")); code != 0 || out != "chained\n" {
+					t.Errorf("exit code %d, output %q", code, out)
+				}
+			})
 		}
 	}
 }

@@ -12,28 +12,38 @@ import (
 	"syscall"
 )
 
-// offReason says in a few words why Tallyman is switched off on this runner, or ""
-// when it is on. The pod's environment counts and the job's does not: a hook's
-// environment holds nothing of the workflow's env (actions/runner JobHookProvider.cs).
-func (o *Options) offReason(env environment) string {
-	switch strings.ToLower(env.get("TALLYMAN")) {
+// TurnsOff reports whether this value of TALLYMAN in the runner's environment
+// switches Tallyman off.
+func TurnsOff(value string) bool {
+	switch strings.ToLower(value) {
 	case "off", "0", "false":
-		return "TALLYMAN in the runner's environment"
+		return true
+	}
+	return false
+}
+
+// offReason says in a few words why Tallyman is switched off on this runner, or ""
+// when it is on, and whether it is the canary's share that says so. The pod's
+// environment counts and the job's does not: a hook's environment holds nothing of the
+// workflow's env (actions/runner JobHookProvider.cs).
+func (o *Options) offReason(env environment) (reason string, canary bool) {
+	if TurnsOff(env.get("TALLYMAN")) {
+		return "TALLYMAN in the runner's environment", false
 	}
 	if !o.Enabled {
-		return "enabled in the configuration"
+		return "enabled in the configuration", false
 	}
 	if o.OffFile != "" && ownedByRoot(o.OffFile) {
-		return o.OffFile
+		return o.OffFile, false
 	}
 	name := env.get("RUNNER_NAME")
 	if name == "" {
 		name, _ = os.Hostname()
 	}
 	if !inCanary(name, o.Canary) {
-		return fmt.Sprintf("canary %g %%", o.Canary)
+		return fmt.Sprintf("canary %g %%", o.Canary), true
 	}
-	return ""
+	return "", false
 }
 
 // ownedByRoot is true when the file exists and is root's: a job must not be able

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -74,9 +75,15 @@ func (o *Options) do(ctx context.Context, req request) (rep reply) {
 // workOff leaves nothing of an earlier job behind: its context must not go on while
 // nobody accounts for the jobs after it.
 func (o *Options) workOff(ctx context.Context, req request) error {
-	errs := []error{o.writeOffMarker(req.Off)}
+	var errs []error
+	if !req.Canary {
+		errs = append(errs, o.writeOffMarker(req.Off))
+	}
 	closed, err := o.Store().Supersede(req.Context)
 	errs = append(errs, err)
+	if req.Canary && !o.anotherRuns() {
+		errs = append(errs, o.writeOffMarker(req.Off))
+	}
 	for i := range closed {
 		err := o.tell(ctx, func(ctx context.Context, a Agent) error {
 			return a.JobEnd(ctx, closed[i].Key, Superseded)
@@ -87,6 +94,14 @@ func (o *Options) workOff(ctx context.Context, req request) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// anotherRuns tells whether a job of another runner of this machine is accounted for
+// now. The marker is one for all of them: a runner that the canary leaves out must not
+// end the account of one that it picked.
+func (o *Options) anotherRuns() bool {
+	all, _ := o.Store().List() // good in spite of an error, which tells of files passed over
+	return slices.ContainsFunc(all, func(c Context) bool { return c.Open() && c.RunnerPID > 0 && !c.RunnerGone() })
 }
 
 // workStarted seals the job and has it announced to a running agent, or starts one,

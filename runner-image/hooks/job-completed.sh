@@ -28,9 +28,19 @@ for file in "${TALLYMAN_BIN:-}" /usr/local/bin/tallyman /usr/bin/tallyman /opt/t
 done
 [ -n "$tallyman" ] || tallyman=$(command -v tallyman) || tallyman=
 
-# The configuration is looked for where tallyman looks: beside the binary first.
+# The configuration is looked for where tallyman looks: beside the binary first, which
+# may be called by a link.
+beside=$tallyman
+for file in /usr/bin/readlink /bin/readlink; do
+	if [ -L "$tallyman" ] && [ -x "$file" ]; then
+		beside=$("$file" -f "$tallyman") || beside=$tallyman
+		break
+	fi
+done
+return='
+' # of a file with Windows line ends; set below
 chain=${TALLYMAN_CHAIN_JOB_COMPLETED:-}
-for conf in "${TALLYMAN_CONFIG:-}" "${tallyman%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
+for conf in "${TALLYMAN_CONFIG:-}" "${beside%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
 	if [ -n "$chain" ] || [ ! -f "$conf" ] || [ ! -r "$conf" ]; then
 		continue
 	fi
@@ -39,7 +49,8 @@ for conf in "${TALLYMAN_CONFIG:-}" "${tallyman%/*}/tallyman.conf" /etc/tallyman/
 		value=${line#"$key"}
 		if [ "${key%"${key##*[![:space:]]}"}" = chain_completed ]; then
 			value=${value#=}
-			chain=${value#"${value%%[![:space:]]*}"}
+			value=${value#"${value%%[![:space:]]*}"}
+			chain=${value%"${value##*[![:space:]]}"} # the end too: the file may have Windows line ends
 		fi
 	done <"$conf" 2>/dev/null
 	break

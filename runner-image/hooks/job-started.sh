@@ -42,9 +42,19 @@ if [ -n "$tallyman" ]; then
 	$limit "$tallyman" hook job-started </dev/null 2>/dev/null || :
 fi
 
-# The configuration is looked for where tallyman looks: beside the binary first.
+# The configuration is looked for where tallyman looks: beside the binary first, which
+# may be called by a link.
+beside=$tallyman
+for file in /usr/bin/readlink /bin/readlink; do
+	if [ -L "$tallyman" ] && [ -x "$file" ]; then
+		beside=$("$file" -f "$tallyman") || beside=$tallyman
+		break
+	fi
+done
+return='
+' # of a file with Windows line ends; set below
 chain=${TALLYMAN_CHAIN_JOB_STARTED:-}
-for conf in "${TALLYMAN_CONFIG:-}" "${tallyman%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
+for conf in "${TALLYMAN_CONFIG:-}" "${beside%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
 	if [ -n "$chain" ] || [ ! -f "$conf" ] || [ ! -r "$conf" ]; then
 		continue
 	fi
@@ -53,7 +63,8 @@ for conf in "${TALLYMAN_CONFIG:-}" "${tallyman%/*}/tallyman.conf" /etc/tallyman/
 		value=${line#"$key"}
 		if [ "${key%"${key##*[![:space:]]}"}" = chain_started ]; then
 			value=${value#=}
-			chain=${value#"${value%%[![:space:]]*}"}
+			value=${value#"${value%%[![:space:]]*}"}
+			chain=${value%"${value##*[![:space:]]}"} # the end too: the file may have Windows line ends
 		fi
 	done <"$conf" 2>/dev/null
 	break
