@@ -90,6 +90,10 @@ func (x *examination) folder(name, path, does string) bool {
 
 func (x *examination) runDir() {
 	const name = "run_dir"
+	if socket := x.cfg.Socket(); len(socket) > maxSocket {
+		x.add(Fail, name, fmt.Sprintf("the agent's socket %s has %d characters, and the kernel takes %d: no agent can start", socket, len(socket), maxSocket), "choose a shorter run_dir")
+		return
+	}
 	if !x.folder(name, x.cfg.RunDir, "there is no place for the agent's socket and the shim's spool") {
 		return
 	}
@@ -115,6 +119,9 @@ func (x *examination) runDir() {
 		x.ok(name, "%s is on %s, %s free", x.cfg.RunDir, f.Type, size(f.FreeBytes))
 	}
 }
+
+// maxSocket is the length of a socket's path (unix(7), sun_path without its end).
+const maxSocket = 107
 
 // spool checks the folder of the shim's append files: everybody may add a file,
 // nobody may list or remove those of others (mode 1733).

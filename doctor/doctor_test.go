@@ -274,6 +274,11 @@ func TestFaults(t *testing.T) {
 		}, "program owner", doctor.Warn, "can be replaced by a job", "let root own it"},
 		{"the real binary is gone", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Remove(root+"/bin/docker.original")) },
 			"real docker", doctor.Fail, "exit code 127", "real.docker"},
+		{"the shim's path is a link into another folder", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Mkdir(root+"/links", 0o755))
+			must(t, os.Symlink(root+"/bin/docker", root+"/links/docker"))
+			setenv(in, "PATH", root+"/links")
+		}, "real docker", doctor.OK, "/bin/docker.original", ""},
 		{"the real binary cannot run", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.Chmod(root+"/bin/docker.original", 0o644))
 		}, "real docker", doctor.Fail, "exit code 126", "chmod"},
@@ -317,6 +322,13 @@ func TestFaults(t *testing.T) {
 		}, "switch", doctor.Warn, "canary 5 %", "job-started hook"},
 		{"the pod turns recording off", func(t *testing.T, root string, in *doctor.Input) { setenv(in, "TALLYMAN", "off") },
 			"switch", doctor.Warn, "TALLYMAN=off", "pod"},
+		{"the pod turns recording off in capitals", func(t *testing.T, root string, in *doctor.Input) { setenv(in, "TALLYMAN", "OFF") },
+			"switch", doctor.Warn, "TALLYMAN=OFF", "pod"},
+		{"the running runner is switched off", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.MkdirAll(root+"/proc/42", 0o755))
+			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))
+			must(t, os.WriteFile(root+"/proc/42/environ", []byte("TALLYMAN=off\x00"), 0o600))
+		}, "switch", doctor.Warn, "TALLYMAN=off in the environment of Runner.Listener, pid 42", "pod"},
 		{"a canary", func(t *testing.T, root string, in *doctor.Input) { configure(t, root, "canary = 5") },
 			"switch", doctor.OK, "5 % of runners", ""},
 
@@ -362,6 +374,34 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/runner/.env", []byte("LANG=C\r\nACTIONS_RUNNER_HOOK_JOB_COMPLETED="+root+"/hooks/nowhere.sh\r\n"), 0o644))
 		}, "hook job-completed", doctor.Fail, "/hooks/nowhere.sh is not there", "install"},
 
+		{"a chained hook is not there", func(t *testing.T, root string, in *doctor.Input) {
+			configure(t, root, "chain_started = "+root+"/hooks/old.sh")
+		}, "chained job-started", doctor.Fail, "/hooks/old.sh (from chain_started) is not there: it fails every job", "chain_started"},
+		{"a chained hook of the environment", func(t *testing.T, root string, in *doctor.Input) {
+			configure(t, root, "chain_completed = /nowhere.sh")
+			setenv(in, "TALLYMAN_CHAIN_JOB_COMPLETED", root+"/hooks/job-completed.sh")
+		}, "chained job-completed", doctor.OK, "from TALLYMAN_CHAIN_JOB_COMPLETED", ""},
+		{"a chained hook by a relative path", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "TALLYMAN_CHAIN_JOB_STARTED", "old.sh")
+		}, "chained job-started", doctor.Warn, "no absolute path", "whole path"},
+		{"a chained program that may not run", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.js", nil, 0o644))
+			configure(t, root, "chain_started = "+root+"/hooks/old.js")
+		}, "chained job-started", doctor.Fail, "may not run it", "chmod 0755"},
+		{"a chained script needs no right to run", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.sh", nil, 0o644))
+			must(t, os.Chmod(root+"/hooks/old.sh", 0o644))
+			configure(t, root, "chain_started = "+root+"/hooks/old.sh")
+		}, "chained job-started", doctor.OK, "old.sh", ""},
+		{"a job may write a chained hook", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.sh", nil, 0o644))
+			must(t, os.Chmod(root+"/hooks/old.sh", 0o666))
+			configure(t, root, "chain_started = "+root+"/hooks/old.sh")
+		}, "chained job-started", doctor.Warn, "can be replaced by a job", "let root own"},
+
+		{"run_dir is too long for a socket", func(t *testing.T, root string, in *doctor.Input) {
+			in.RunDir = root + "/" + strings.Repeat("x", 100)
+		}, "run_dir", doctor.Fail, "the kernel takes 107", "shorter run_dir"},
 		{"run_dir is not there", func(t *testing.T, root string, in *doctor.Input) { must(t, os.RemoveAll(root+"/run")) },
 			"run_dir", doctor.Warn, "is not there yet", ""},
 		{"run_dir is a link", func(t *testing.T, root string, in *doctor.Input) {

@@ -272,6 +272,10 @@ func (x *examination) realBinary() {
 	real, from := x.cfg.Real[tool], "real."+tool+" in the configuration"
 	if real == "" {
 		real, from = x.shim+".original", "the file beside the shim"
+		// The shim looks there next, where its path is a link of the same name.
+		if target, err := filepath.EvalSymlinks(x.shim); err == nil && !fileExists(real) && filepath.Base(target) == tool && fileExists(target+".original") {
+			real = target + ".original"
+		}
 	}
 	st, err := os.Stat(real)
 	set := "put the real docker at " + real + ", or set real." + tool + " in " + config.DefaultPath
@@ -320,13 +324,14 @@ func sameFile(a, b string) bool {
 // switches checks what turns the account off.
 func (x *examination) switches() {
 	const name = "switch"
+	env, where := x.runnerEnvironment()
 	switch off := x.cfg.Off(); {
 	case !x.cfg.Enabled:
 		x.add(Warn, name, "enabled = false in the configuration: nothing is recorded", "remove the line to record again")
 	case fileExists(x.in.OffPath):
 		x.add(Warn, name, "the kill switch "+x.in.OffPath+" is there: nothing is recorded", "remove the file to record again")
-	case x.env["TALLYMAN"] == "off" || x.env["TALLYMAN"] == "0" || x.env["TALLYMAN"] == "false":
-		x.add(Warn, name, "TALLYMAN="+x.env["TALLYMAN"]+" in this environment: in the runner's, it turns recording off", "take it out of the pod's environment to record again")
+	case hook.TurnsOff(env["TALLYMAN"]):
+		x.add(Warn, name, "TALLYMAN="+env["TALLYMAN"]+" in "+where+": in the runner's, it turns recording off", "take it out of the pod's environment to record again")
 	case fileExists(off):
 		why, _ := os.ReadFile(off)
 		x.add(Warn, name, strings.TrimSpace(off+" is there: nothing is recorded ("+strings.TrimSpace(string(why[:min(len(why), 200)])))+")",
@@ -359,6 +364,46 @@ func (x *examination) hooks() {
 		} else {
 			x.ok(h.name, "%s (from %s)", path, where)
 		}
+	}
+	for _, h := range []struct{ name, variable, key, set string }{
+		{"chained job-started", "TALLYMAN_CHAIN_JOB_STARTED", "chain_started", x.cfg.ChainStarted},
+		{"chained job-completed", "TALLYMAN_CHAIN_JOB_COMPLETED", "chain_completed", x.cfg.ChainCompleted},
+	} {
+		path, from := h.set, h.key
+		if v := env[h.variable]; v != "" {
+			path, from = v, h.variable
+		}
+		if path != "" {
+			x.chainedHook(h.name, path, from)
+		}
+	}
+}
+
+// chainedHook checks a hook that our script starts in turn: its exit code is its own.
+func (x *examination) chainedHook(name, path, from string) {
+	const fails = ": it fails every job, as it would without Tallyman"
+	st, err := os.Stat(path)
+	needs, mode := "may not run it", fs.FileMode(0o111)
+	if strings.HasSuffix(path, ".sh") { // the shell reads it
+		needs, mode = "may not read it", 0o444
+	}
+	switch {
+	case !filepath.IsAbs(path):
+		x.add(Warn, name, path+" (from "+from+") is no absolute path and is not started: the working folder is the job's", "write the whole path")
+	case errors.Is(err, fs.ErrNotExist):
+		x.add(Fail, name, path+" (from "+from+") is not there"+fails, "install it again, or take "+from+" away")
+	case err != nil:
+		x.add(Fail, name, err.Error()+fails, "make the file and the folders above it readable for the runner's user")
+	case !st.Mode().IsRegular():
+		x.add(Fail, name, path+" (from "+from+") is no file"+fails, "name a script or a program")
+	case st.Mode().Perm()&mode != mode:
+		x.add(Fail, name, fmt.Sprintf("%s (from %s) has mode %v: the runner's user %s%s", path, from, st.Mode().Perm(), needs, fails), "chmod 0755 "+path)
+	default:
+		if err := hook.CheckOwned(path); err != nil {
+			x.add(Warn, name, err.Error(), "a job could change what the next job's hook does: let root own the script and the folders above it")
+			return
+		}
+		x.ok(name, "%s (from %s)", path, from)
 	}
 }
 
@@ -397,7 +442,8 @@ func hookFile(path string) (problem, do string) {
 
 // runnerEnvironment finds the environment of the runner: that of a Worker or
 // Listener that runs now, and the .env file that the Listener reads. Of either only
-// the two variables are looked at; a runner's environment holds secrets.
+// our own variables and those of the hooks are looked at; a runner's environment holds
+// secrets.
 func (x *examination) runnerEnvironment() (env map[string]string, where string) {
 	dirs, _ := filepath.Glob(filepath.Join(x.in.Proc, "[0-9]*"))
 	for _, comm := range []string{"Runner.Worker", "Runner.Listener"} {
