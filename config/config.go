@@ -116,9 +116,9 @@ func Keys() []Key {
 			func(c *Config, _, v string) error { return assign(field(c))(parseBool(v)) },
 			func(c *Config) string { return strconv.FormatBool(*field(c)) }}
 	}
-	number := func(name, doc string, max int64, field func(*Config) *int64) Key {
+	number := func(name, doc string, min, max int64, field func(*Config) *int64) Key {
 		return Key{name, doc,
-			func(c *Config, _, v string) error { return assign(field(c))(parseSize(v, max)) },
+			func(c *Config, _, v string) error { return assign(field(c))(parseSize(v, min, max)) },
 			func(c *Config) string { return formatSize(*field(c)) }}
 	}
 	return []Key{
@@ -139,9 +139,9 @@ func Keys() []Key {
 				return nil
 			},
 			func(*Config) string { return "" }},
-		number("spool_max_bytes", "Size at which a spool file takes no more records while no agent empties it.", 1<<50, func(c *Config) *int64 { return &c.SpoolMaxBytes }),
+		number("spool_max_bytes", "Size at which a spool file takes no more records while no agent empties it.", 1<<10, 1<<50, func(c *Config) *int64 { return &c.SpoolMaxBytes }),
 		boolean("spool_on_disk", "`true` uses the spool on a disk too, where `run_dir` is not on tmpfs. A disk that freezes or stalls then makes docker wait while no agent runs.", func(c *Config) *bool { return &c.SpoolOnDisk }),
-		number("canary", "Percentage of runners, chosen by a hash of the runner's name, that record at all.", 100, func(c *Config) *int64 { return &c.Canary }),
+		number("canary", "Percentage of runners, chosen by a hash of the runner's name, that record at all.", 0, 100, func(c *Config) *int64 { return &c.Canary }),
 		{"summary", "Job summary: `off`, `auto` (only where docker was used) or `always`.",
 			func(c *Config, _, v string) error {
 				if v != "off" && v != "auto" && v != "always" {
@@ -169,11 +169,11 @@ func Keys() []Key {
 		boolean("record_argv", "`true` also keeps the redacted command line of each call (docs/redaction.md).", func(c *Config) *bool { return &c.RecordArgv }),
 		str("docker_host", "The Docker daemon whose events are recorded; empty takes DOCKER_HOST or the default socket.", func(c *Config) *string { return &c.DockerHost }),
 		list("event_labels", "Container and image labels that event records keep.", func(c *Config) *[]string { return &c.EventLabels }),
-		str("statsd", "DogStatsD address (`host:port`, `unix:///path`); empty takes DD_DOGSTATSD_URL or DD_AGENT_HOST, `off` sends nothing.", func(c *Config) *string { return &c.Statsd }),
+		str("statsd", "DogStatsD address (`host:port`, `unix:///path`); empty takes DD_DOGSTATSD_URL, the socket /var/run/datadog/dsd.socket where it is, or DD_AGENT_HOST; `off` sends nothing.", func(c *Config) *string { return &c.Statsd }),
 		str("health", "Where `/healthz` and Prometheus `/metrics` are answered: `unix:///path` or a loopback `127.0.0.1:9464`; empty is nowhere.", func(c *Config) *string { return &c.Health }),
 		list("statsd_tags", "Tags of `docker.events`. `run_id` starts a new series with every run, which Datadog bills: leave it out on a large fleet.", func(c *Config) *[]string { return &c.StatsdTags }),
-		number("journal_max_bytes", "Space that the journal may take; beyond it the oldest segment goes.", 1<<50, func(c *Config) *int64 { return &c.JournalMaxBytes }),
-		number("segment_max_bytes", "Size at which a journal segment is closed.", 1<<40, func(c *Config) *int64 { return &c.SegmentMaxBytes }),
+		number("journal_max_bytes", "Space that the journal may take; beyond it the oldest segment goes.", 1<<20, 1<<50, func(c *Config) *int64 { return &c.JournalMaxBytes }),
+		number("segment_max_bytes", "Size at which a journal segment is closed.", 4<<10, 1<<40, func(c *Config) *int64 { return &c.SegmentMaxBytes }),
 		{"segment_max_age", "Age at which a journal segment is closed.",
 			func(c *Config, _, v string) error {
 				d, err := time.ParseDuration(v)
@@ -184,10 +184,10 @@ func Keys() []Key {
 				return nil
 			},
 			func(c *Config) string { return c.SegmentMaxAge.String() }},
-		number("job_rate", "Calls per second that one job may have recorded in the long run; what is above is counted as a loss `rate_limited`. `0` is no bound.", 1<<30, func(c *Config) *int64 { return &c.JobRate }),
-		number("job_burst", "Calls that one job may have recorded before `job_rate` applies.", 1<<30, func(c *Config) *int64 { return &c.JobBurst }),
-		number("event_rate", "The same as `job_rate` for the daemon's events of one job.", 1<<30, func(c *Config) *int64 { return &c.EventRate }),
-		number("event_burst", "The same as `job_burst` for the daemon's events of one job.", 1<<30, func(c *Config) *int64 { return &c.EventBurst }),
+		number("job_rate", "Calls per second that one job may have recorded in the long run; what is above is counted as a loss `rate_limited`. `0` is no bound.", 0, 1<<30, func(c *Config) *int64 { return &c.JobRate }),
+		number("job_burst", "Calls that one job may have recorded before `job_rate` applies.", 0, 1<<30, func(c *Config) *int64 { return &c.JobBurst }),
+		number("event_rate", "The same as `job_rate` for the daemon's events of one job.", 0, 1<<30, func(c *Config) *int64 { return &c.EventRate }),
+		number("event_burst", "The same as `job_burst` for the daemon's events of one job.", 0, 1<<30, func(c *Config) *int64 { return &c.EventBurst }),
 	}
 }
 
@@ -358,20 +358,26 @@ var units = []struct {
 	factor int64
 }{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}}
 
-// parseSize reads a number from 0 to max with an optional unit KiB, MiB or GiB.
-func parseSize(v string, max int64) (int64, error) {
+// parseSize reads a number from min to max with an optional unit KiB, MiB or GiB. A
+// bound of bytes has a min, because `journal_max_bytes = 512` has lost its unit: taken at
+// its word, it would keep nothing.
+func parseSize(v string, min, max int64) (int64, error) {
 	for _, u := range units {
 		digits, ok := strings.CutSuffix(v, u.suffix)
 		if !ok {
 			continue
 		}
 		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
-		if err != nil || n < 0 || n > max/u.factor {
+		if err != nil || n < 0 || n > max/u.factor || n*u.factor < min {
 			break
 		}
 		return n * u.factor, nil
 	}
-	return 0, errors.New("want a number from 0 to " + formatSize(max) + ", with KiB, MiB or GiB where it is a size")
+	text := "want a number from " + formatSize(min) + " to " + formatSize(max)
+	if min > 0 {
+		text += ", with its unit KiB, MiB or GiB"
+	}
+	return 0, errors.New(text)
 }
 
 func formatSize(n int64) string {

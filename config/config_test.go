@@ -31,6 +31,9 @@ func TestParse(t *testing.T) {
 		{"/var/run is a link, its target is taken", "run_dir = /var/run/tallyman", func(*Config) {}, nil},
 		{"a typing error costs its line alone", "runn_dir = /x\nenabled\ncanary = 25", func(c *Config) { c.Canary = 25 },
 			[]string{"1 runn_dir: unknown key", "2 enabled: want key = value"}},
+		{"a bound without its unit", "journal_max_bytes = 512\nsegment_max_bytes = 16\nspool_max_bytes = 64\njob_rate = 0",
+			func(c *Config) { c.JobRate = 0 },
+			[]string{"1 journal_max_bytes: want a number from 1 MiB to", "2 segment_max_bytes: want a number from 4 KiB to", "3 spool_max_bytes: want a number from 1 KiB to"}},
 		{"values out of range", "canary = 101\nspool_max_bytes = -1\nrun_dir = run\nreal. = /x\nreal.a/b = /x\nsummary = maybe\nsegment_max_age = 0s\njournal_max_bytes = 99999999999999999999",
 			func(*Config) {}, []string{"1 canary: want", "2 spool_max_bytes: want", "3 run_dir: want an absolute path", "4 real.: want", "5 real.a/b: want", "6 summary: want", "7 segment_max_age: want", "8 journal_max_bytes: want"}},
 	} {
