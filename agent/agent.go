@@ -38,6 +38,9 @@ import (
 // ErrRunning is returned by Run where another agent has the state folder.
 var ErrRunning = errors.New("another agent is running")
 
+// ErrOff is returned by Run where Tallyman is switched off.
+var ErrOff = errors.New("switched off")
+
 // Options say what the agent does. Config and Store must be set.
 type Options struct {
 	Config  config.Config
@@ -46,6 +49,9 @@ type Options struct {
 	Version string
 	// NoEvents leaves the Docker daemon alone.
 	NoEvents bool
+	// OffFile is the kill switch: where it exists and is root's, no agent runs, and one that
+	// runs ends within seconds. "" is none.
+	OffFile string
 	// Schemes are kinds of sinks beside those that package sinks has built in.
 	Schemes []sinks.Scheme
 	// ExitOnJobEnd ends the agent after the job that it was started for: the hooks
@@ -114,8 +120,15 @@ func New(o Options) *Agent {
 }
 
 // Run receives until ctx ends, or, with ExitOnJobEnd, until the job's end; then it
-// flushes for at most FlushTimeout. It returns ErrRunning where another agent runs.
+// flushes for at most FlushTimeout. It returns ErrRunning where another agent runs, and
+// ErrOff where it may not begin.
 func (a *Agent) Run(ctx context.Context) error {
+	switch {
+	case !a.o.Config.Enabled:
+		return fmt.Errorf("%w by enabled = false in the configuration", ErrOff)
+	case hook.OffFile(a.o.OffFile):
+		return fmt.Errorf("%w by %s", ErrOff, a.o.OffFile)
+	}
 	if err := a.open(ctx); err != nil {
 		over, end := context.WithCancel(ctx)
 		end()
@@ -190,6 +203,10 @@ func (a *Agent) wait(ctx context.Context) {
 			}
 		case <-runner.C:
 			a.endAbandoned()
+			if hook.OffFile(a.o.OffFile) {
+				a.log.Info("switched off", "by", a.o.OffFile)
+				return
+			}
 		case <-gauges.C:
 			a.gauges()
 		}

@@ -589,6 +589,39 @@ func TestWhatTheSocketRefuses(t *testing.T) {
 	}
 }
 
+// The kill switch keeps an agent from beginning, and ends one that runs: a service is
+// ended by no job.
+func TestSwitchedOff(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can set the switch")
+	}
+	o := options(t)
+	o.OffFile = filepath.Join(t.TempDir(), "off")
+	r := start(t, o)
+	if err := os.WriteFile(o.OffFile, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-r.done:
+		if err != nil {
+			t.Errorf("the agent ended with %v", err)
+		}
+	case <-time.After(watchRunner + 5*time.Second):
+		t.Fatal("the agent goes on")
+	}
+	if err := New(o).Run(t.Context()); !errors.Is(err, ErrOff) || !strings.Contains(err.Error(), o.OffFile) {
+		t.Errorf("a new agent: %v", err)
+	}
+	if err := os.Chown(o.OffFile, 12345, 12345); err != nil { // a job's
+		t.Fatal(err)
+	}
+	start(t, o).end()
+	o.OffFile, o.Config.Enabled = "", false
+	if err := New(o).Run(t.Context()); !errors.Is(err, ErrOff) || !strings.Contains(err.Error(), "enabled = false") {
+		t.Errorf("a new agent with enabled = false: %v", err)
+	}
+}
+
 func TestOneAgentAtATime(t *testing.T) {
 	o := options(t)
 	r := start(t, o)

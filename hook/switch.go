@@ -33,7 +33,7 @@ func (o *Options) offReason(env environment) (reason string, canary bool) {
 	if !o.Enabled {
 		return "enabled in the configuration", false
 	}
-	if o.OffFile != "" && ownedByRoot(o.OffFile) {
+	if OffFile(o.OffFile) {
 		return o.OffFile, false
 	}
 	name := env.get("RUNNER_NAME")
@@ -45,6 +45,9 @@ func (o *Options) offReason(env environment) (reason string, canary bool) {
 	}
 	return "", false
 }
+
+// OffFile reports whether the kill switch at path is set; "" is no switch.
+func OffFile(path string) bool { return path != "" && ownedByRoot(path) }
 
 // ownedByRoot is true when the file exists and is root's: a job must not be able
 // to switch its own account off by creating it.

@@ -82,7 +82,7 @@ func (p *program) agent(c *cli.Context) error {
 	store := hook.Options{StateDir: cfg.StateDir}
 	a := agent.New(agent.Options{
 		Config: cfg, Schemes: schemes(), Store: store.Store(), Host: host, Version: v,
-		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), FlushTimeout: c.Duration("flush-timeout"), Logger: log,
+		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), OffFile: config.OffPath, FlushTimeout: c.Duration("flush-timeout"), Logger: log,
 	})
 	ctx, stop := context.WithCancel(c.Context)
 	defer stop()
@@ -90,6 +90,10 @@ func (p *program) agent(c *cli.Context) error {
 	err = a.Run(ctx)
 	stop()
 	healthDone()
+	if errors.Is(err, agent.ErrOff) {
+		fmt.Fprintf(p.stderr, "tallyman: %v; no agent runs\n", err)
+		return nil
+	}
 	if errors.Is(err, agent.ErrRunning) {
 		// Whoever started this one wanted an agent to run, and one does.
 		fmt.Fprintf(p.stderr, "tallyman: %v; this one ends (tallyman status tells of the other)\n", err)
