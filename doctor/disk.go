@@ -73,6 +73,10 @@ func (x *examination) folder(name, path, does string) bool {
 	case !st.IsDir():
 		x.add(Fail, name, path+" is no folder: "+does, "remove the file")
 		return false
+	case st.Mode().Perm()&0o002 != 0 && st.Mode()&os.ModeSticky == 0 && isMount(path):
+		// The kubelet makes them 0777, and what runs in a pod is mostly one user.
+		x.add(Warn, name+" mode", fmt.Sprintf("%s is a volume that everybody may write to (mode %v), as an emptyDir is: other users of this pod could put files of their own there", path, st.Mode().Perm()),
+			"nothing, where the runner's user is the only one in the pod; else let an init container make the folder: tallyman carry --state DIR")
 	case st.Mode().Perm()&0o002 != 0 && st.Mode()&os.ModeSticky == 0:
 		x.add(Fail, name, fmt.Sprintf("%s may be written to by everybody (mode %v): a job could put its own files there", path, st.Mode().Perm()), "chmod 0755 "+path)
 		return false
@@ -86,6 +90,13 @@ func (x *examination) folder(name, path, does string) bool {
 		return false
 	}
 	return true
+}
+
+// isMount: a volume is mounted here.
+func isMount(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 // Linux 5.8
 }
 
 func (x *examination) runDir() {

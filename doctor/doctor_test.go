@@ -442,6 +442,8 @@ func TestFaults(t *testing.T) {
 
 		{"state_dir is not there", func(t *testing.T, root string, in *doctor.Input) { must(t, os.RemoveAll(root+"/state")) },
 			"state_dir", doctor.Warn, "is not there yet", ""},
+		{"everybody may write to state_dir", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Chmod(root+"/state", 0o777)) },
+			"state_dir", doctor.Fail, "written to by everybody", "chmod 0755"},
 		{"the disk is full", fillDisk, "state_dir", doctor.Fail, "full", "free space"},
 		{"little room is left", func(t *testing.T, root string, in *doctor.Input) {
 			in.StatFS = func(string) (doctor.FileSystem, error) {
@@ -603,6 +605,25 @@ func installed(t *testing.T, root string) (system string) {
 	must(t, err)
 	must(t, plan.Run(t.Context(), func(string) {}))
 	return system
+}
+
+// An emptyDir of Kubernetes is 0777: said, and no failure, because the values that we
+// recommend mount one.
+func TestStateOnAnEmptyDir(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	root, in := install(t)
+	state := root + "/state"
+	must(t, unix.Mount("tmpfs", state, "tmpfs", 0, "size=1m,mode=777"))
+	t.Cleanup(func() { must(t, unix.Unmount(state, 0)) })
+	r := doctor.Run(context.Background(), *in)
+	if c := find(r, "state_dir mode"); c == nil || c.Result != doctor.Warn || !strings.Contains(c.Do, "tallyman carry") {
+		t.Errorf("%+v", c)
+	}
+	if c := find(r, "state_dir"); c == nil || c.Result != doctor.OK || r.Failed > 0 {
+		t.Errorf("%+v", r.Checks)
+	}
 }
 
 // fillDisk makes state_dir a small tmpfs and fills it, where the test may mount; a
