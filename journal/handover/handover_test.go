@@ -210,6 +210,9 @@ func TestSocket(t *testing.T) {
 		{"an agent that closes without answer does not have it", func(t *testing.T, dir string) {
 			listen(t, dir, func(c *net.UnixConn) { got <- read(c) })
 		}, Spooled, true},
+		{"a newer agent with an answer that is not known: into the file too", func(t *testing.T, dir string) {
+			listen(t, dir, func(c *net.UnixConn) { got <- read(c); c.Write([]byte("3, and more")) })
+		}, Spooled, true},
 		{"SH-45 a stale socket", func(t *testing.T, dir string) {
 			fd, _ := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0)
 			syscall.Bind(fd, &syscall.SockaddrUnix{Name: dir + "/agent.sock"})
