@@ -99,6 +99,14 @@ manifests: ## Values of the Helm chart, manifests and .goreleaser.yaml against t
 vulncheck: ## Known vulnerabilities that our code calls, from vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION) -format json ./... | $(GO) run ./packaging/vulncheck packaging/vulncheck/accepted.txt
 
+# Programs of another version and of this one, each in a folder, for a test that exchanges them.
+.PHONY: skew
+skew: build ## A job during whose run Tallyman is upgraded from OLD (a revision) to this version, and back (root)
+	@[ -n "$(OLD)" ] || { echo "make skew OLD=REVISION, a tag for example" >&2; exit 2; }
+	@rm -rf $(CACHE)/skew && $(GIT) clone --quiet --no-checkout . $(CACHE)/skew/src && $(GIT) -C $(CACHE)/skew/src checkout --quiet "$$($(GIT) rev-parse '$(OLD)^{commit}')"
+	@$(MAKE) -C $(CACHE)/skew/src build && mv $(CACHE)/skew/src/bin $(CACHE)/skew/bin && rm -rf $(CACHE)/skew/src
+	TALLYMAN_E2E_OLD=$(CACHE)/skew/bin TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -v -count 1 -exec '$(ALONE)' -run UpgradeDuringAJob ./e2e
+
 .PHONY: faults-clean
 faults-clean:
 	@rm -rf $(FAULTS)

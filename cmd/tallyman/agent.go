@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -156,6 +157,9 @@ func (p *program) logger(c *cli.Context) (log *slog.Logger, done func(), err err
 		if err != nil {
 			return nil, nil, err
 		}
+		// The hook starts the agent with its output on /dev/null: a crash, and the stacks
+		// that a SIGABRT prints, would leave no trace.
+		_ = debug.SetCrashOutput(f, debug.CrashOptions{})
 		w, done = io.Writer(f), func() { f.Close() }
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), done, nil
