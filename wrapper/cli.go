@@ -83,6 +83,7 @@ type parser struct {
 	whole      bool // argv is wanted
 	leaf       bool // the command path is complete
 	strange    bool // the command is in no table
+	novel      bool // the subcommand is in no table, and its operands are unknown
 	flagsEnded bool // what follows are operands
 	pending    bool // the flag before is unknown, and may take the next word
 	uncertain  bool // an unknown flag may have taken an operand as its value
@@ -136,10 +137,16 @@ func (p *parser) word(arg string) {
 		p.done = !p.whole
 		return
 	}
+	if !p.leaf && p.command != "" && strings.Contains(commandTable, "\n"+p.command+" ") && !hasOperands(p.command) {
+		p.novel = true // a subcommand that the table does not know; what follows may be anything
+	}
 	p.leaf = true
 	p.operand(arg)
 	p.operands++
 }
+
+// hasOperands tells whether a command that has subcommands takes operands itself.
+func hasOperands(command string) bool { return command == "buildx history inspect" }
 
 // commandName tells whether s looks like the name of a subcommand or plugin.
 func commandName(s string) bool {
@@ -188,12 +195,14 @@ func (p *parser) operand(arg string) {
 		return
 	}
 	switch {
-	case p.strange:
+	case p.strange, p.novel:
 		p.emitStrange(arg)
 	case image && p.uncertain:
 		p.emit(redacted)
 	case image:
 		p.emitImage(arg, p.image(arg))
+	case n > 0 && p.command == "secret create", p.command == "swarm unlock":
+		p.emit(redacted) // a file's name, or what somebody took to be the place of the secret
 	default:
 		p.emitOperand(arg)
 	}
@@ -430,16 +439,9 @@ func (p *parser) value(name, value string) (shown string) {
 			p.image(value)
 		}
 	case "cache-from", "cache-to":
-		if !strings.Contains(value, "=") {
-			p.image(value)
-		} else if csvValue(value, "type") == "registry" {
-			p.image(csvValue(value, "ref"))
-		}
+		p.cacheImage(value)
 	case "output":
-		switch csvValue(value, "type") {
-		case "image", "registry", "docker", "oci":
-			p.imageList(csvValue(value, "name"))
-		}
+		p.outputImages(value)
 	case "attest", "sbom":
 		p.image(csvValue(value, "generator"))
 	case "mount":
@@ -456,8 +458,19 @@ func (p *parser) value(name, value string) (shown string) {
 			p.image(ref)
 		}
 	case "set":
-		if key, v, ok := strings.Cut(value, "="); ok && p.isBake() && (strings.HasSuffix(key, ".tags") || strings.HasSuffix(key, ".tags+")) {
-			p.imageList(v)
+		if key, v, ok := strings.Cut(value, "="); ok && p.isBake() {
+			switch field := bakeField(key); field {
+			case "tags":
+				p.imageList(v)
+			case "cache-from", "cache-to":
+				p.cacheImage(v)
+			case "output":
+				p.outputImages(v)
+			default:
+				if ref, ok := strings.CutPrefix(v, "docker-image://"); ok && strings.HasPrefix(field, "contexts.") {
+					p.image(ref)
+				}
+			}
 		}
 	case "host":
 		if p.command == "" {
@@ -472,6 +485,30 @@ func (p *parser) value(name, value string) (shown string) {
 		return ""
 	}
 	return p.redactValue(name, value)
+}
+
+// cacheImage takes the image of a cache, which its reference alone may name.
+func (p *parser) cacheImage(value string) {
+	if !strings.Contains(value, "=") {
+		p.image(value)
+	} else if csvValue(value, "type") == "registry" {
+		p.image(csvValue(value, "ref"))
+	}
+}
+
+// outputImages takes the images that an --output of a build names.
+func (p *parser) outputImages(value string) {
+	switch csvValue(value, "type") {
+	case "image", "registry", "docker", "oci":
+		p.imageList(csvValue(value, "name"))
+	}
+}
+
+// bakeField returns what bake --set sets of its targets: tags for web.tags and for
+// *.tags+, which appends. The names of targets have no dots.
+func bakeField(key string) string {
+	_, field, _ := strings.Cut(key, ".")
+	return strings.TrimSuffix(field, "+")
 }
 
 // isBuild tells whether the command builds an image from a Dockerfile.

@@ -174,9 +174,12 @@ func (p *parser) emitOperand(arg string) {
 	if !p.whole {
 		return
 	}
-	if key, _, ok := strings.Cut(arg, "="); ok && !strings.Contains(key, "://") && !headerShape(arg) {
-		if key = p.scrub.redact(key); strings.ContainsAny(key, "@ ") {
+	if key, _, ok := strings.Cut(arg, "="); ok && !strings.Contains(key, "://") && !headerShape(arg) && !jsonShape(arg) {
+		switch key = p.scrub.redact(key); {
+		case p.scrub.cutsSecret(arg, "="), strings.ContainsAny(key, "@ "):
 			key = redacted
+		case strings.ContainsAny(key, "?;") && !strings.Contains(key, redacted): // a.test/x?token=
+			key = key[:strings.IndexAny(key, "?;")+1] + redacted
 		}
 		p.emitPair(key, redacted)
 		return
@@ -233,6 +236,12 @@ func (p *parser) redactValue(flag, value string) string {
 		}
 		kind, words = f.kind, f.words
 		break
+	}
+	switch kind {
+	case asKey, asMembers, asContext:
+		if p.scrub.cutsSecret(value, "=,") {
+			return redacted // a part of the secret would be shown for a name
+		}
 	}
 	switch kind {
 	case asText, asImage, asWord:
@@ -506,6 +515,9 @@ func headerShape(s string) bool {
 		return false
 	}
 	lower := strings.ToLower(s)
+	if colon > 0 && strings.HasPrefix(lower, "x-") && nameLike(lower[:colon], "-_") && secretName(lower[:colon]) {
+		return true
+	}
 	if colon >= 0 {
 		for _, name := range headerNames {
 			for rest := lower; ; {
@@ -528,14 +540,61 @@ func headerShape(s string) bool {
 	return false
 }
 
+// jsonShape tells whether s is a JSON object or list, which is nowhere a name or path.
+func jsonShape(s string) bool {
+	s = strings.TrimLeft(s, " \t\r\n'")
+	return s != "" && (s[0] == '{' || s[0] == '[')
+}
+
+// assignment tells whether s has a name that says of its value that it is secret, and a
+// value: password=x, "token": "x", ?sig_token=x. A path behind a colon is none: that is
+// how docker cp names what is in a container.
+func assignment(s string) bool {
+	for at := 0; ; {
+		i := strings.IndexAny(s[at:], ":=")
+		if i < 0 {
+			return false
+		}
+		i += at
+		at = i + 1
+		end := len(strings.TrimRight(s[:i], " \"'"))
+		start := end
+		for start > 0 && (letterOrDigit(s[start-1]) || s[start-1] == '_' || s[start-1] == '-' || s[start-1] == '.') {
+			start--
+		}
+		value := strings.TrimLeft(s[i+1:], " \"'")
+		if value != "" && (s[i] == '=' || value[0] != '/') && secretName(s[start:end]) {
+			return true
+		}
+	}
+}
+
+// cutsSecret tells whether one of the job's own secrets in value has one of these
+// separators in it, so that value does not come apart at them.
+func (s *scrubber) cutsSecret(value, separators string) bool {
+	s.secrets()
+	for _, part := range s.ownSecrets(value) {
+		if strings.ContainsAny(value[part.from:part.to], separators) {
+			return true
+		}
+	}
+	return false
+}
+
 // redact returns value without what looks like a secret, as one line of at most
 // maxWord bytes.
 func (s *scrubber) redact(value string) string {
 	if value == "" {
 		return ""
 	}
-	if s.secrets(); len(value) > maxWord || s.blind || s.tired || headerShape(value) {
+	if s.secrets(); len(value) > maxWord || s.blind || s.tired || headerShape(value) || jsonShape(value) {
 		return redacted
+	}
+	if !strings.Contains(value, "://") && !validReference(value) {
+		s.spend(2 * len(value))
+		if assignment(value) {
+			return redacted
+		}
 	}
 	// The job's own secrets first, while they are in one piece.
 	value = cutOut(value, s.ownSecrets(value))

@@ -56,33 +56,44 @@ func (s *scrubber) keepText(value string) bool {
 	return s.keep(value) && len(s.random(value, true)) == 0
 }
 
-// A token is how the tokens of one service begin, and how many characters follow at
-// least.
+// A token is how the tokens of one service begin, and what follows at least.
 type token struct {
 	prefix string
-	min    int
+	head   int    // letters and digits right behind the prefix, before anything else
+	min    int    // characters of the body in all
 	body   string // characters of the body besides letters and digits; "A" for capitals and digits alone, "*" for everything
 }
 
 // tokens are what services give out: GitHub, GitLab, Docker Hub and swarm, npm, PyPI,
-// RubyGems, AWS, Google, Slack, Stripe, Vault, SendGrid, Hugging Face, Anthropic,
-// OpenAI, Shopify, DigitalOcean, Grafana, Pulumi, Atlassian, Sentry, Tailscale, Postman,
-// New Relic, age, JSON Web Tokens and PEM. Prefixes that are also beginnings of words
-// ask for the whole length of the token.
+// RubyGems, crates.io, NuGet, AWS, Azure, Google, Slack, Discord, Stripe, Vault, SendGrid,
+// Hugging Face, Anthropic, OpenAI, Groq, Shopify, DigitalOcean, Databricks, Grafana,
+// Pulumi, Atlassian, Sentry, SonarQube, Supabase, Artifactory, Buildkite, CircleCI, Linear,
+// Doppler, Tailscale, Postman, New Relic, age, JSON Web Tokens and PEM.
+//
+// A prefix may stand within a word, as in x-ghp_..., so that many are also parts of
+// harmless ones (highs_and_lows, task_test_unit, pypi-server): head tells the two apart,
+// since a token goes on with letters and digits where words have an underscore or dash.
 var tokens = [...]token{
-	{"ghp_", 8, "_.-"}, {"gho_", 8, "_.-"}, {"ghu_", 8, "_.-"}, {"ghs_", 8, "_.-"}, {"ghr_", 8, "_.-"}, {"github_pat_", 8, "_.-"},
-	{"glpat-", 8, "_.-"}, {"gldt-", 8, "_.-"}, {"glptt-", 8, "_.-"}, {"glrt-", 8, "_.-"}, {"glcbt-", 8, "_.-"}, {"gloas-", 8, "_.-"},
-	{"glsoat-", 8, "_.-"}, {"glft-", 8, "_.-"}, {"glimt-", 8, "_.-"}, {"glagent-", 8, "_.-"}, {"glffct-", 8, "_.-"},
-	{"dckr_pat_", 8, "_.-"}, {"dckr_oat_", 8, "_.-"}, {"SWMTKN-", 8, "_.-"}, {"SWMKEY-", 8, "_.-+/="},
-	{"npm_", 30, "_.-"}, {"pypi-", 16, "_.-"}, {"rubygems_", 16, "_.-"},
-	{"AKIA", 12, "A"}, {"ASIA", 12, "A"}, {"AIza", 20, "_-"}, {"ya29.", 8, "_.-+/="}, {"GOCSPX-", 8, "_.-"},
-	{"xoxb-", 8, "_.-"}, {"xoxp-", 8, "_.-"}, {"xoxa-", 8, "_.-"}, {"xoxr-", 8, "_.-"}, {"xoxs-", 8, "_.-"}, {"xoxe-", 8, "_.-"}, {"xoxe.", 8, "_.-"},
-	{"xapp-", 8, "_.-"}, {"hooks.slack.com/services/", 8, "_.-/"}, {"discord.com/api/webhooks/", 8, "_.-/"},
-	{"sk_live_", 8, "_.-"}, {"sk_test_", 8, "_.-"}, {"rk_live_", 8, "_.-"}, {"rk_test_", 8, "_.-"}, {"whsec_", 16, "_.-+/="},
-	{"hvs.", 16, "_.-"}, {"hvb.", 16, "_.-"}, {"hvr.", 16, "_.-"}, {"SG.", 16, "_.-"}, {"hf_", 30, "_.-"},
-	{"sk-ant-", 16, "_.-"}, {"sk-proj-", 16, "_.-"}, {"shpat_", 16, "_.-"}, {"dop_v1_", 16, "_.-"}, {"glsa_", 16, "_.-"}, {"glc_", 24, "_.-+/="},
-	{"pul-", 30, "_.-"}, {"ATATT3", 16, "_.-+/="}, {"sntrys_", 16, "_.-+/="}, {"tskey-", 16, "_.-"}, {"PMAK-", 16, "_.-"}, {"NRAK-", 16, "_.-"},
-	{"AGE-SECRET-KEY-", 16, ""}, {"eyJ", 8, "_.-+/="}, {"-----BEGIN", 0, "*"},
+	{"ghp_", 6, 8, "_.-"}, {"gho_", 6, 8, "_.-"}, {"ghu_", 6, 8, "_.-"}, {"ghs_", 6, 8, "_.-"}, {"ghr_", 6, 8, "_.-"}, {"github_pat_", 6, 8, "_.-"},
+	{"glpat-", 0, 8, "_.-"}, {"gldt-", 0, 8, "_.-"}, {"glptt-", 0, 8, "_.-"}, {"glrt-", 0, 8, "_.-"}, {"glrtr-", 0, 8, "_.-"}, {"glcbt-", 0, 8, "_.-"},
+	{"gloas-", 0, 8, "_.-"}, {"glsoat-", 0, 8, "_.-"}, {"glft-", 0, 8, "_.-"}, {"glimt-", 0, 8, "_.-"}, {"glagent-", 8, 8, "_.-"}, {"glffct-", 0, 8, "_.-"},
+	{"GR1348941", 0, 8, "_.-"}, {"_gitlab_session=", 0, 8, "_.-"},
+	{"dckr_pat_", 0, 8, "_.-"}, {"dckr_oat_", 0, 8, "_.-"}, {"SWMTKN-", 0, 8, "_.-"}, {"SWMKEY-", 0, 8, "_.-+/="},
+	{"npm_", 16, 16, ""}, {"NpmToken.", 0, 16, "_.-"}, {"pypi-", 16, 16, "_.-"}, {"rubygems_", 16, 16, "_.-"}, {"cio", 30, 30, ""}, {"oy2", 40, 40, ""},
+	{"AKIA", 0, 12, "A"}, {"ASIA", 0, 12, "A"}, {"ABIA", 0, 12, "A"}, {"ACCA", 0, 12, "A"},
+	{"AIza", 0, 20, "_-"}, {"ya29.", 0, 8, "_.-+/="}, {"GOCSPX-", 0, 8, "_.-"}, {"GOOG", 0, 20, "A"}, {"1//0", 12, 20, "_-"},
+	{"xoxb-", 0, 8, "_.-"}, {"xoxp-", 0, 8, "_.-"}, {"xoxa-", 0, 8, "_.-"}, {"xoxr-", 0, 8, "_.-"}, {"xoxs-", 0, 8, "_.-"}, {"xoxc-", 0, 8, "_.-"},
+	{"xoxd-", 0, 8, "_.-+/=%"}, {"xoxe-", 0, 8, "_.-"}, {"xoxe.", 0, 8, "_.-"},
+	{"xapp-", 0, 8, "_.-"}, {"hooks.slack.com/services/", 0, 8, "_.-/"}, {"discord.com/api/webhooks/", 0, 8, "_.-/"},
+	{"sk_live_", 8, 8, "_.-"}, {"sk_test_", 16, 16, "_.-"}, {"rk_live_", 8, 8, "_.-"}, {"rk_test_", 16, 16, "_.-"}, {"whsec_", 8, 16, "_.-+/="},
+	{"hvs.", 8, 16, "_.-"}, {"hvb.", 8, 16, "_.-"}, {"hvr.", 8, 16, "_.-"}, {"SG.", 12, 16, "_.-"}, {"hf_", 16, 16, ""},
+	{"sk-ant-", 0, 16, "_.-"}, {"sk-proj-", 8, 16, "_.-"}, {"sk-svcacct-", 8, 16, "_.-"}, {"gsk_", 20, 20, ""},
+	{"shpat_", 16, 16, ""}, {"shpss_", 16, 16, ""}, {"shpca_", 16, 16, ""}, {"shppa_", 16, 16, ""},
+	{"dop_v1_", 16, 16, ""}, {"doo_v1_", 16, 16, ""}, {"dor_v1_", 16, 16, ""}, {"dapi", 32, 32, ""}, {"glsa_", 16, 16, "_.-"}, {"glc_", 24, 24, "_.-+/="},
+	{"pul-", 30, 30, ""}, {"ATATT3", 16, 16, "_.-+/="}, {"sntrys_", 16, 16, "_.-+/="}, {"sntryu_", 16, 16, ""}, {"tskey-", 0, 16, "_.-"},
+	{"sqp_", 20, 20, ""}, {"squ_", 20, 20, ""}, {"sqa_", 20, 20, ""}, {"sbp_", 20, 20, ""}, {"AKCp", 20, 20, ""}, {"bkua_", 20, 20, ""}, {"CCIPAT_", 8, 16, "_"},
+	{"lin_api_", 16, 16, ""}, {"dp.pt.", 16, 16, ""}, {"dp.st.", 2, 16, "_.-"},
+	{"PMAK-", 0, 16, "_.-"}, {"NRAK-", 0, 16, "_.-"}, {"AGE-SECRET-KEY-", 0, 16, ""}, {"eyJ", 12, 12, "_.-+/="}, {"-----BEGIN", 0, 0, "*"},
 }
 
 // bodyLength returns how many characters of the token stand at the beginning of rest,
@@ -91,19 +102,17 @@ func (t *token) bodyLength(rest string) int {
 	if t.body == "*" {
 		return len(rest)
 	}
-	n := 0
-	for n < len(rest) {
-		c := rest[n]
-		if t.body == "A" {
-			if (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
-				break
-			}
-		} else if !letterOrDigit(c) && strings.IndexByte(t.body, c) < 0 {
-			break
-		}
-		n++
+	head := 0
+	for head < len(rest) && letterOrDigit(rest[head]) && (t.body != "A" || rest[head] < 'a') {
+		head++
 	}
-	if n < t.min {
+	n := head
+	if t.body != "A" {
+		for n < len(rest) && (letterOrDigit(rest[n]) || strings.IndexByte(t.body, rest[n]) >= 0) {
+			n++
+		}
+	}
+	if head < t.head || n < t.min {
 		return -1
 	}
 	return n
@@ -289,6 +298,13 @@ func randomRuns(s string, loose bool) (found []span) {
 		}
 	})
 	if !loose {
+		// In a tag dashes and underscores may be those of base64url, or part words. Words
+		// keep to one kind of character for a while, keys do not.
+		eachRun(s, "_-", func(from, to int) {
+			if run := s[from:to]; restless(run) && mixed(run) && entropyAtLeast(run, 4<<16) {
+				found = append(found, span{from, to})
+			}
+		})
 		return found
 	}
 	eachRun(s, encoded, func(from, to int) {
@@ -338,6 +354,31 @@ func mixed(s string) bool {
 		digit = digit || c >= '0' && c <= '9'
 	}
 	return capital && small && digit
+}
+
+// restless tells whether at least every third letter or digit is of another kind
+// (capital, small, digit) than the one before.
+func restless(s string) bool {
+	kind := func(c byte) int {
+		switch {
+		case c >= 'a':
+			return 1
+		case c >= 'A':
+			return 2
+		}
+		return 3
+	}
+	changes, n, last := 0, 0, 0
+	for i := 0; i < len(s); i++ {
+		if !letterOrDigit(s[i]) {
+			continue
+		}
+		n++
+		if k := kind(s[i]); k != last {
+			changes, last = changes+1, k
+		}
+	}
+	return 3*changes >= n
 }
 
 // entropyAtLeast computes n*H = n*log2(n) - sum(c*log2(c)) with 16 binary digits after
@@ -422,36 +463,145 @@ func (s *scrubber) secrets() {
 		if !ok || len(value) < minNeedle || !secretName(name) {
 			continue
 		}
-		if trimmed := strings.TrimSpace(value); strings.IndexByte(trimmed, '\n') >= 0 {
-			add(trimmed)
+		s.secretsIn(name, value, add)
+	}
+}
+
+// secretsIn calls add for a secret variable's value and the parts of it that may be on a
+// command line alone: its lines, what quotes enclose, the password of a URL or of
+// user:password, what is secret by name in JSON, and the values of a list of secrets
+// (NAME=value in each line, as docker/build-push-action takes it).
+func (s *scrubber) secretsIn(name, value string, add func(string)) {
+	if value = strings.TrimSpace(value); value == "" {
+		return
+	}
+	if strings.Contains(value, `\n`) && !strings.Contains(value, "\n") && value[0] != '{' && value[0] != '[' {
+		add(value)
+		value = strings.ReplaceAll(strings.ReplaceAll(value, `\r\n`, "\n"), `\n`, "\n") // a file in one line
+	}
+	if strings.ContainsAny(value, "\r\n") {
+		add(value)
+	}
+	if value[0] == '{' || value[0] == '[' {
+		s.spend(2 * len(value))
+		jsonSecrets(value, add)
+	}
+	list := strings.Contains(strings.ToUpper(name), "SECRETS")
+	for rest := value; rest != "" && !s.blind; {
+		line := rest
+		if end := strings.IndexAny(rest, "\r\n"); end >= 0 {
+			line, rest = rest[:end], rest[end+1:]
+		} else {
+			rest = ""
 		}
-		for rest := value; rest != "" && !s.blind; {
-			var line string
-			line, rest, _ = strings.Cut(rest, "\n")
-			line = strings.TrimSpace(line)
-			add(line)
-			if bare := strings.Trim(line, "\"'"); bare != line {
-				add(bare)
+		if line = strings.TrimSpace(line); len(line) < minNeedle {
+			continue
+		}
+		add(line)
+		bare := strings.Trim(line, "\"'")
+		if bare != line {
+			add(bare)
+		}
+		if padless := strings.TrimRight(bare, "="); padless != bare {
+			add(padless) // base64, whose padding may be left out, or taken for KEY=
+		}
+		if key, v, ok := strings.Cut(bare, "="); ok && nameLike(key, "_.-") && (list || secretName(key)) {
+			add(strings.Trim(v, "\"'"))
+		}
+		if strings.IndexByte(bare, ' ') >= 0 {
+			credential := false // Authorization: Bearer x, or a line of .netrc
+			for word := range strings.SplitSeq(bare, " ") {
+				if credential {
+					add(word)
+				}
+				word = strings.ToLower(word)
+				credential = word == "bearer" || word == "basic" || word == "token" || word == "password"
 			}
+		}
+		if scheme, v, ok := strings.Cut(bare, "://"); ok && nameLike(scheme, "+-.") {
+			v, _, _ = strings.Cut(v, "?")
+			if at := strings.LastIndexByte(v, '@'); at >= 0 {
+				user, password, _ := strings.Cut(v[:at], ":")
+				add(password)
+				if password == "" {
+					add(user)
+				}
+			}
+		} else if user, password, ok := strings.Cut(bare, ":"); ok && user != "" && !strings.ContainsAny(bare, " /{\"") {
+			add(password)
 		}
 	}
 }
 
-// secretName tells whether a variable's name says that its value is secret.
+// jsonSecrets calls add for the strings in a JSON text whose keys say that they are
+// secret. Others, such as the id of a cloud's project, are parts of harmless names.
+func jsonSecrets(text string, add func(string)) {
+	key := ""
+	for i := 0; i < len(text); i++ {
+		if text[i] != '"' {
+			if strings.IndexByte(" \t\r\n:", text[i]) < 0 {
+				key = "" // a number, an object, or the end of one
+			}
+			continue
+		}
+		end := i + 1
+		for end < len(text) && text[end] != '"' {
+			if text[end] == '\\' {
+				end++
+			}
+			end++
+		}
+		if end >= len(text) {
+			return
+		}
+		word := text[i+1 : end]
+		after := strings.TrimLeft(text[end+1:], " \t\r\n")
+		switch {
+		case after != "" && after[0] == ':':
+			key = word
+		case key != "" && secretName(key) && len(word) >= minNeedle:
+			if strings.IndexByte(word, '\\') >= 0 {
+				word, _ = unescape(word, false)
+				for line := range strings.SplitSeq(word, "\n") {
+					add(strings.TrimSpace(line))
+				}
+			}
+			add(word)
+			key = ""
+		default:
+			key = ""
+		}
+		i = end
+	}
+}
+
+// secretName tells whether a name, of a variable or a key, says that the value is secret.
 func secretName(name string) bool {
 	name = strings.ToUpper(name)
-	for _, part := range [...]string{"PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "ACCESS_KEY", "API_KEY", "APIKEY", "CONNECTION_STRING", "WEBHOOK"} {
+	if strings.HasSuffix(name, "PUBLIC_KEY") || strings.HasSuffix(name, "CACHE_KEY") {
+		return false
+	}
+	for _, part := range [...]string{"PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "PRIVATEKEY", "ACCESS_KEY", "ACCESSKEY",
+		"ACCOUNTKEY", "API_KEY", "APIKEY", "API-KEY", "CONNECTION_STRING", "CONNECTIONSTRING", "WEBHOOK"} {
 		if strings.Contains(name, part) {
 			return true
 		}
 	}
 	for first := true; name != ""; first = false {
-		var word string
-		word, name, _ = strings.Cut(name, "_")
+		word := name
+		if end := strings.IndexAny(name, "_-."); end >= 0 { // INPUT_MY-PAT is how an action gets my-pat
+			word, name = name[:end], name[end+1:]
+		} else {
+			name = ""
+		}
 		switch word {
-		case "PAT", "AUTH", "DSN":
+		case "PAT", "AUTH", "DSN", "JWT":
 			return true
-		case "KEY", "PASS", "PWD": // as last word alone, and PWD is the shell's own
+		case "PASS", "PW":
+			if name == "" {
+				return true
+			}
+		case "KEY", "PWD": // not alone: PWD is the shell's own
 			if name == "" && !first {
 				return true
 			}
