@@ -11,6 +11,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/tallyman-ci/tallyman/record"
+	"github.com/tallyman-ci/tallyman/wrapper"
 )
 
 // Other stands for every type and action that this build does not know, so that
@@ -73,14 +74,16 @@ func knownAction(s string) (string, bool) {
 // duration in die. At the limit one of them, no matter which, loses its duration.
 const maxStarted = 4096
 
-// maxReferences is the number of image references whose check is remembered; the
-// check is a regular expression that costs more than all the rest of an event.
+// maxReferences is the number of image references, and of names, whose check is
+// remembered: it costs more than all the rest of an event.
 const maxReferences = 512
 
 // converter makes records of messages. It belongs to one goroutine.
 type converter struct {
 	started    map[string]run
 	references map[string]string
+	names      map[string]string // the same of names
+	redact     wrapper.Redactor
 }
 
 // run is what is remembered of a running container until it dies.
@@ -90,7 +93,7 @@ type run struct {
 }
 
 func newConverter() *converter {
-	return &converter{started: make(map[string]run), references: make(map[string]string)}
+	return &converter{started: make(map[string]run), references: make(map[string]string), names: make(map[string]string)}
 }
 
 // convert fills r and ev with the event of m.
@@ -127,13 +130,16 @@ func (c *converter) convert(m *message, r *record.Record, ev *record.Event) {
 	case "image":
 		c.image(m, ev)
 	case "network":
-		ev.Name, ev.Driver, ev.Container = text(m.name), text(m.driver), text(m.container)
+		ev.Name, ev.Driver, ev.Container = c.name(m.name), text(m.driver), text(m.container)
 		hex, ok := strings.CutPrefix(m.name, "github_network_")
 		ev.RunnerMade = ok && len(hex) == 32 && isHex(hex)
 	case "volume":
-		ev.Name, ev.Driver, ev.Container = text(m.actor), text(m.driver), text(m.container)
-	case "daemon", "plugin":
-		ev.Name = text(m.name)
+		ev.Name, ev.Driver, ev.Container = c.name(m.actor), text(m.driver), text(m.container)
+		ev.ActorID = ev.Name // a volume has no other id
+	case "daemon":
+		ev.Name = c.name(m.name)
+	case "plugin":
+		ev.Name, ev.ActorID = c.name(m.name), c.name(m.actor)
 	}
 	if ev.Action == "prune" {
 		ev.ReclaimedBytes = number(m.reclaimed, 0, 1<<62)
@@ -141,7 +147,7 @@ func (c *converter) convert(m *message, r *record.Record, ev *record.Event) {
 }
 
 func (c *converter) container(m *message, ev *record.Event) {
-	ev.Image, ev.Name, ev.ExecID, ev.Labels = c.reference(m.image), text(m.name), text(m.execID), labels(m.labels)
+	ev.Image, ev.Name, ev.ExecID, ev.Labels = c.reference(m.image), c.name(m.name), text(m.execID), c.labels(m.labels)
 	ev.RunnerMade = m.runnerLabel && runnerName(m.name)
 	switch ev.Action {
 	case "start":
@@ -173,7 +179,7 @@ func (c *converter) container(m *message, ev *record.Event) {
 }
 
 func (c *converter) image(m *message, ev *record.Event) {
-	ev.Labels = labels(m.labels)
+	ev.Labels = c.labels(m.labels)
 	switch ev.Action {
 	case "pull", "push":
 		// Here the actor is the reference with its tag or digest, the attribute
@@ -221,7 +227,8 @@ func (c *converter) resync(started map[string]int64) {
 }
 
 // reference returns s if it is an image reference or an image id, else "". What
-// is no reference may be anything, such as an URL with a password in it.
+// is no reference may be anything, such as an URL with a password in it, and what
+// holds a token is kept no more than that.
 func (c *converter) reference(s string) string {
 	if s == "" {
 		return ""
@@ -234,7 +241,7 @@ func (c *converter) reference(s string) string {
 	}
 	s = strings.Clone(s)
 	good := s
-	if _, err := reference.ParseAnyReference(s); err != nil {
+	if _, err := reference.ParseAnyReference(s); err != nil || c.redact.Name(s) != s {
 		good = ""
 	}
 	c.references[s] = good
@@ -267,11 +274,30 @@ func number(s string, low, high int64) int64 {
 	return n
 }
 
+// name returns the name of a container, network, volume or plugin: whoever gives it
+// one may put a token in it.
+func (c *converter) name(s string) string {
+	if good, ok := c.names[s]; ok {
+		return good
+	}
+	good := c.redact.Name(text(s))
+	if len(s) > 256 { // no name that the daemon would take
+		return good
+	}
+	if len(c.names) >= maxReferences {
+		clear(c.names)
+	}
+	s = strings.Clone(s)
+	good = strings.Clone(good)
+	c.names[s] = good
+	return good
+}
+
 // labels cleans the labels and leaves out those that no longer fit.
-func labels(in []record.Attr) []record.Attr {
+func (c *converter) labels(in []record.Attr) []record.Attr {
 	kept, left := in[:0], maxLabelText
 	for _, l := range in {
-		l = record.Attr{Key: text(l.Key), Value: text(l.Value)}
+		l = record.Attr{Key: text(l.Key), Value: text(c.redact.Redact(text(l.Value)))}
 		if size := len(l.Key) + len(l.Value); size <= left {
 			kept, left = append(kept, l), left-size
 		}

@@ -1,9 +1,14 @@
 package wrapper
 
-import "github.com/tallyman-ci/tallyman/record"
+import (
+	"slices"
+	"strings"
 
-// Redactor takes what looks like a secret out of texts that no running call brought:
-// imported logs and tables. It knows the shapes of tokens and random strings; of the
+	"github.com/tallyman-ci/tallyman/record"
+)
+
+// Redactor takes what looks like a secret out of texts that no running call brought: the
+// daemon's events, imported logs and tables. It knows the shapes of tokens and random strings; of the
 // secrets of the jobs behind the texts it knows nothing. The zero value is ready. It is
 // not safe for concurrent use.
 type Redactor struct{ s scrubber }
@@ -13,6 +18,17 @@ type Redactor struct{ s scrubber }
 func (r *Redactor) Redact(value string) string {
 	r.s.work, r.s.tired = 0, false // the bound is for one value
 	return r.s.redact(value)
+}
+
+// Name returns a name (of a container, an image, a volume) with [REDACTED] for the tokens
+// and random strings in it. Hexadecimal digits are an id there, however many they are.
+func (r *Redactor) Name(name string) string {
+	r.s.work, r.s.tired = 0, false
+	name = cutOut(name, r.s.shapes(name))
+	random := slices.DeleteFunc(r.s.random(name, false), func(part span) bool {
+		return strings.Trim(name[part.from:part.to], "0123456789abcdef") == ""
+	})
+	return cutOut(name, random)
 }
 
 // DescribeArgs returns what may be kept of a command line that was run some time ago:

@@ -357,7 +357,8 @@ func mixed(s string) bool {
 }
 
 // restless tells whether at least every third letter or digit is of another kind
-// (capital, small, digit) than the one before.
+// (capital, small, digit) than the one before, and every fourth differs in being a
+// capital: an id of digits and small letters is as restless as a key otherwise.
 func restless(s string) bool {
 	kind := func(c byte) int {
 		switch {
@@ -368,17 +369,22 @@ func restless(s string) bool {
 		}
 		return 3
 	}
-	changes, n, last := 0, 0, 0
+	changes, capitals, n, last := 0, 0, 0, 0
 	for i := 0; i < len(s); i++ {
 		if !letterOrDigit(s[i]) {
 			continue
 		}
 		n++
-		if k := kind(s[i]); k != last {
-			changes, last = changes+1, k
+		k := kind(s[i])
+		if k != last {
+			changes++
 		}
+		if (k == 2) != (last == 2) {
+			capitals++
+		}
+		last = k
 	}
-	return 3*changes >= n
+	return 3*changes >= n && 4*capitals >= n
 }
 
 // entropyAtLeast computes n*H = n*log2(n) - sum(c*log2(c)) with 16 binary digits after
