@@ -87,8 +87,9 @@ type Input struct {
 	Agent func(ctx context.Context, socket string) (AgentState, error)
 	// Daemon asks the Docker daemon at a host (DOCKER_HOST form) how it is.
 	Daemon func(ctx context.Context, host string) (DaemonState, error)
-	// Sink says what is wrong with a sink's URL. A nil func makes no such check.
-	Sink func(rawURL string) error
+	// Sinks says what is wrong with the URLs of sinks, at the place of each. A nil func
+	// makes no such check.
+	Sinks func(rawURLs []string) []error
 	// StatFS tells about the file system of a path.
 	StatFS func(path string) (FileSystem, error)
 	// Timeout bounds the waiting of one check, 3 s where zero.

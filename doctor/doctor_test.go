@@ -88,7 +88,7 @@ func install(t *testing.T) (root string, in *doctor.Input) {
 		Agent: func(context.Context, string) (doctor.AgentState, error) {
 			return doctor.AgentState{Summary: "tallyman 1.0, pid 7"}, nil
 		},
-		Sink: func(string) error { return nil },
+		Sinks: func(urls []string) []error { return make([]error, len(urls)) },
 		StatFS: func(string) (doctor.FileSystem, error) {
 			return doctor.FileSystem{Type: "tmpfs", FreeBytes: 1 << 30}, nil
 		},
@@ -549,11 +549,8 @@ func TestFaults(t *testing.T) {
 			"metrics", doctor.OK, "off", ""},
 		{"a sink of an unknown kind", func(t *testing.T, root string, in *doctor.Input) {
 			configure(t, root, "sinks = flie:///x stdout:")
-			in.Sink = func(raw string) error {
-				if strings.HasPrefix(raw, "flie") {
-					return errors.New("unknown sink flie: did you mean file?")
-				}
-				return nil
+			in.Sinks = func([]string) []error {
+				return []error{errors.New("unknown sink flie: did you mean file?"), nil}
 			}
 		}, "sinks", doctor.Fail, "did you mean file?", "sinks line"},
 		{"a clock at the beginning of time", func(t *testing.T, root string, in *doctor.Input) {

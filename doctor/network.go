@@ -233,7 +233,7 @@ func knockUDP(addr string, timeout time.Duration) error {
 
 func (x *examination) sinks() {
 	const name = "sinks"
-	if x.in.Sink == nil {
+	if x.in.Sinks == nil {
 		return
 	}
 	if len(x.cfg.Sinks) == 0 {
@@ -241,8 +241,9 @@ func (x *examination) sinks() {
 		return
 	}
 	var good []string
-	for _, raw := range x.cfg.Sinks {
-		if err := x.in.Sink(raw); err != nil {
+	errs := x.in.Sinks(x.cfg.Sinks)
+	for i, raw := range x.cfg.Sinks {
+		if err := errs[i]; err != nil {
 			x.add(Fail, name, err.Error(), "correct the sinks line of the configuration; the agent does not use this sink")
 			continue
 		}

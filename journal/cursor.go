@@ -58,8 +58,13 @@ func cursorPaths(dir, name string) (current, previous, temp string) {
 	return base + ".json", base + ".previous.json", base + ".tmp"
 }
 
+// IsCursorName tells whether name may be a cursor's: it becomes the name of files.
+func IsCursorName(name string) bool {
+	return name != "" && len(name) <= 100 && name[0] != '.' && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
+}
+
 func checkCursorName(name string) error {
-	if name == "" || len(name) > 100 || name[0] == '.' || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" {
+	if !IsCursorName(name) {
 		return fmt.Errorf("cursor name %q: use up to 100 letters, digits and ._-", name)
 	}
 	return nil

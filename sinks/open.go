@@ -79,6 +79,31 @@ func Check(rawURL string, more ...Scheme) error {
 	return s.Close(ctx)
 }
 
+// CheckAll is Check for the sinks of one configuration: the error at each place is that
+// of the URL there, nil for a good one. Two that deliver to one place, or have one name,
+// would share a cursor: the second one is wrong.
+func CheckAll(urls []string, more ...Scheme) []error {
+	errs := make([]error, len(urls))
+	names := map[string]bool{}
+	for i, raw := range urls {
+		if errs[i] = Check(raw, more...); errs[i] != nil {
+			continue
+		}
+		t, err := Parse(raw, more...)
+		if err == nil && names[t.Pump.Name] {
+			err = sameName(t.Pump.Target, t.Pump.Name)
+		}
+		if errs[i] = err; err == nil {
+			names[t.Pump.Name] = true
+		}
+	}
+	return errs
+}
+
+func sameName(target, name string) error {
+	return fmt.Errorf("sink %s: another sink has the name %s: give this one a name of its own by the parameter name", target, name)
+}
+
 // Parse takes a sink's URL apart. An unknown kind of sink and an unknown parameter are
 // errors that name the nearest known one. No error repeats the URL's user or query,
 // where secrets may stand.
@@ -126,6 +151,9 @@ func Parse(rawURL string, more ...Scheme) (*Target, error) {
 		MaxBytes:   t.Bytes("batch_bytes", 0),
 		MaxDelay:   t.Duration("batch_delay", 0),
 		Timeout:    t.Duration("timeout", 0),
+	}
+	if !journal.IsCursorName(t.Pump.Name) {
+		t.fail("name", "up to 100 letters, digits and ._-")
 	}
 	return t, t.Err()
 }

@@ -168,6 +168,9 @@ type Pump struct {
 func NewPump(j *journal.Journal, s Sink, o PumpOptions) (*Pump, error) {
 	o.defaults()
 	c, err := j.OpenCursor(o.CursorDir, o.Name)
+	if errors.Is(err, journal.ErrCursorInUse) {
+		return nil, sameName(o.Target, o.Name)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -138,6 +139,22 @@ func TestOpen(t *testing.T) {
 				t.Errorf("the error tells a secret: %v", err)
 			}
 		})
+	}
+}
+
+// Two sinks of one name would share a cursor, and each would lack what the other took.
+func TestCheckAll(t *testing.T) {
+	errs := CheckAll([]string{"file:///a.jsonl", "file:///b.jsonl", "flie:///c", "file:///a.jsonl?keep=0", "stdout:?name=x", "file:///d.jsonl?name=x", "file:///e.jsonl?name=../x"})
+	for i, want := range []string{"", "", "did you mean", "file:///a.jsonl: another sink has the name file-", "", "another sink has the name x", "parameter name: want up to 100"} {
+		if err := errs[i]; (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("sink %d: %v, want %q", i, err, want)
+		}
+	}
+	b := newBench(t, t.TempDir(), journal.Options{})
+	defer b.end()
+	b.pump(sinkFunc(nil), b.options("x"))
+	if _, err := NewPump(b.j, sinkFunc(nil), b.options("x")); err == nil || !strings.Contains(err.Error(), "another sink has the name x") {
+		t.Errorf("two pumps: %v", err)
 	}
 }
 

@@ -127,10 +127,8 @@ func New(o Options) (*Adopter, error) {
 	if len(o.Sinks) == 0 {
 		return nil, errors.New("adopt: no sinks are configured, so there is nowhere to deliver to (set sinks, as on the runners)")
 	}
-	for _, url := range o.Sinks {
-		if err := sinks.Check(url, o.Schemes...); err != nil {
-			return nil, fmt.Errorf("adopt: %w", err)
-		}
+	if err := errors.Join(sinks.CheckAll(o.Sinks, o.Schemes...)...); err != nil {
+		return nil, fmt.Errorf("adopt: %w", err)
 	}
 	for _, name := range []string{adoptedDir, quarantineDir, goneDir} {
 		dir := filepath.Join(o.Dir, name)

@@ -503,6 +503,7 @@ func TestOptionsThatCannotWork(t *testing.T) {
 		{Options{Dir: t.TempDir()}, "no sinks"},
 		{Options{Dir: t.TempDir(), Sinks: []string{"fil:///x"}}, `did you mean "file"`},
 		{Options{Dir: t.TempDir(), Sinks: []string{"stdout:?format=fluentd"}}, "want record or gke"},
+		{Options{Dir: t.TempDir(), Sinks: []string{"stdout:", "stdout:?format=gke"}}, "another sink has the name stdout"},
 		{Options{Dir: "/nonexistent/tallyman", Sinks: []string{"stdout:"}}, "mount"},
 	} {
 		if _, err := New(row.o); err == nil || !strings.Contains(err.Error(), row.want) {

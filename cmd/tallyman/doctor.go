@@ -33,7 +33,7 @@ Examples:
 			in := doctor.Input{
 				Environ: p.environ, ConfigPath: c.String("config"), Timeout: c.Duration("timeout"), AgentConfig: configPath(c),
 				RunDir: c.String("run-dir"), StateDir: c.String("state-dir"),
-				Agent: askAgent, Sink: func(raw string) error { return sinks.Check(raw, schemes()...) },
+				Agent: askAgent, Sinks: func(urls []string) []error { return sinks.CheckAll(urls, schemes()...) },
 			}
 			if exe, err := os.Executable(); err == nil {
 				in.Program = exe

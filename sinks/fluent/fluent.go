@@ -213,9 +213,10 @@ func (s *sink) decode(line []byte) (event, error) {
 }
 
 // maxDepth is how deep a message is nested at most; the members of a record come to
-// four. A job can send members that this build does not know, as deep as it likes, and
-// receivers stop at some depth: decoders in C at 32, in Ruby at 128. They hang up then
-// without an acknowledgement, for ever, because the same event comes again.
+// four. An agent lets little more than that into its journal, but one that an adopter
+// found was within reach of a job and can hold anything, and receivers stop at some
+// depth: decoders in C at 32, in Ruby at 128. They hang up then without an
+// acknowledgement, for ever, because the same event comes again.
 const maxDepth = 16
 
 // plain replaces the numbers in v by values that the library can encode, and what lies
