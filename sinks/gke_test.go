@@ -126,6 +126,25 @@ func TestGKEOfHostileRecords(t *testing.T) {
 	}
 }
 
+// One byte of a job's word can be six in JSON, in labels and in the message too. The
+// length of the rest goes up in small steps, so that some line comes near the bound.
+func TestGKEOfControlCharacters(t *testing.T) {
+	for _, c := range []string{"\x01", "\xff", "\u2028", "\""} {
+		word := strings.Repeat(c, 256/len(c))
+		for rest := 0; rest < 4000; rest += 100 {
+			got, err := gkeLines(t, []Entry{entryOf(&record.Record{ID: "x", TS: ts, Kind: record.KindInvocation,
+				CI:         &record.CI{Workflow: word, Job: word, RunID: word, Runner: &record.Runner{Name: word}},
+				Invocation: &record.Invocation{Tool: word, Command: "run", Cwd: strings.Repeat("a", rest)}})})
+			if err != nil {
+				t.Errorf("%q: %v", c, err)
+			}
+			if len(got) >= 16<<10 || !json.Valid(got) || bytes.Count(got, []byte("\n")) != 1 {
+				t.Fatalf("%q and %d more: a line of %d bytes: %.100s", c, rest, len(got), got)
+			}
+		}
+	}
+}
+
 // The inner sink sees the same bytes in each attempt, so that it goes on where it
 // stopped.
 func TestGKEAgain(t *testing.T) {

@@ -187,28 +187,25 @@ const maxLine = 16<<10 - 256
 // (https://cloud.google.com/logging/docs/structured-logging#special-payload-fields);
 // message and the members of the row are the jsonPayload. r may be cut short by it.
 func AppendGKE(dst []byte, r *record.Record) ([]byte, error) {
-	severity, message := Severity(r), Message(r)
-	labels := Labels(r, false)
-	head := len(message) + 256
-	for _, l := range labels {
-		head += len(l.Key) + 2*len(l.Value)
-	}
-	data, truncated, err := Shrink(r, maxLine-head)
-	if err != nil {
-		return dst, err
-	}
-	if truncated {
-		labels = append(labels, Label{"truncated", "true"})
-	}
-	dst = append(append(append(dst, `{"severity":"`...), severity...), `","time":"`...)
+	start := len(dst)
+	dst = append(append(append(dst, `{"severity":"`...), Severity(r)...), `","time":"`...)
 	dst = append(r.TS.UTC().AppendFormat(dst, time.RFC3339Nano), `","message":`...)
-	dst = append(record.AppendString(dst, message), `,"logging.googleapis.com/insertId":`...)
+	dst = append(record.AppendString(dst, Message(r)), `,"logging.googleapis.com/insertId":`...)
 	dst = append(record.AppendString(dst, r.ID), `,"logging.googleapis.com/labels":{`...)
-	for i, l := range labels {
+	for i, l := range Labels(r, false) {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
 		dst = record.AppendString(append(record.AppendString(dst, l.Key), ':'), l.Value)
+	}
+	// What is written counts as it is: a byte of a job's word can be six here.
+	const truncatedLabel = `,"truncated":"true"` // there is a label before it: each record has a kind
+	data, truncated, err := Shrink(r, maxLine-(len(dst)-start)-len(truncatedLabel)-len(`},`))
+	if err != nil {
+		return dst[:start], err
+	}
+	if truncated {
+		dst = append(dst, truncatedLabel...)
 	}
 	return append(append(dst, `},`...), data[1:]...), nil
 }
