@@ -96,25 +96,49 @@ func explain(text string, err error) error {
 var ErrBusy = errors.New("another tallyman install or uninstall runs here")
 
 // Lock keeps other installs and uninstalls of this root away. The lock goes with the
-// process at the latest.
+// process at the latest, and leaves no file behind.
 func Lock(root string) (unlock func(), err error) {
 	t := newTree(root)
-	dir := path.Dir(Manifest)
-	for !t.exists(dir) {
-		dir = path.Dir(dir)
-	}
-	f, err := os.Open(t.at(dir))
+	// flock(2) asks for no right but that of reading: a job could lock /var/lib and so keep
+	// an upgrade away. /root is a folder that root alone can open.
+	f, err := t.openPrivate("/root")
 	if err != nil {
-		return nil, err
+		dir := path.Dir(Manifest)
+		for !t.exists(dir) {
+			dir = path.Dir(dir)
+		}
+		if f, err = os.Open(t.at(dir)); err != nil {
+			return nil, err
+		}
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, ErrBusy
 		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// openPrivate opens a folder of the caller's that others cannot open.
+func (t tree) openPrivate(dir string) (*os.File, error) {
+	f, err := os.OpenFile(t.at(dir), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		uid, gid := ids(st)
+		if uid != os.Geteuid() || st.Mode().Perm()&0o004 != 0 || st.Mode().Perm()&0o040 != 0 && gid != os.Getegid() {
+			err = fs.ErrPermission
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // planner makes a Plan.

@@ -438,6 +438,27 @@ func TestLock(t *testing.T) {
 	unlock()
 }
 
+// Whoever may read a folder may lock it: a job must not keep an upgrade away by that.
+func TestLockOfAJob(t *testing.T) {
+	s := newStage(t)
+	must(t, os.Mkdir(s.root+"/root", 0o700))
+	readable, err := os.Open(s.root + "/var/lib")
+	must(t, err)
+	defer readable.Close()
+	must(t, unix.Flock(int(readable.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	unlock, err := Lock(s.root)
+	must(t, err)
+	if _, err := Lock(s.root); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second install at the same time: %v", err)
+	}
+	unlock()
+	before := s.tree()
+	unlock, err = Lock(s.root)
+	must(t, err)
+	unlock()
+	same(t, s.tree(), before)
+}
+
 // FuzzManifest: whatever is read is a form that install itself would have written, and
 // never names a path that another reading could take elsewhere.
 func FuzzManifest(f *testing.F) {

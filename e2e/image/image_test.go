@@ -421,7 +421,7 @@ func testJob(t *testing.T) {
 		t.Errorf("the job summary: %q", job.Summary)
 	}
 	out, err := docker.Docker(docker.ctx, "exec", id, "tallyman", "doctor")
-	if err != nil || strings.Contains(out, "FAIL") || !strings.Contains(out, "is Tallyman's shim, and the first docker in PATH") {
+	if err != nil || strings.Contains(out, "FAIL") || !strings.Contains(out, "is Tallyman's shim, and the first docker in PATH") || !strings.Contains(out, "1 shims and") {
 		t.Errorf("doctor: %v: %s", err, out)
 	}
 }
@@ -437,7 +437,11 @@ func testPod(t *testing.T) {
 		}
 	}
 	conf := "run_dir = " + install.RunDirOnDisk + "\nspool_on_disk = true\nstatsd_tags = event_type action repo workflow\n"
-	if err := errors.Join(os.Mkdir(etc, 0o755), os.WriteFile(filepath.Join(etc, "tallyman.conf"), []byte(conf), 0o644)); err != nil {
+	// As the kubelet lays out a ConfigMap: links, in a folder of mode 0777.
+	data := filepath.Join(etc, "..2026_12_01")
+	if err := errors.Join(os.MkdirAll(data, 0o755), os.WriteFile(filepath.Join(data, "tallyman.conf"), []byte(conf), 0o644),
+		os.Symlink("..2026_12_01", filepath.Join(etc, "..data")), os.Symlink("..data/tallyman.conf", filepath.Join(etc, "tallyman.conf")),
+		os.Chmod(etc, 0o777)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(run, "docker.sock"), nil, 0o666); err != nil { // what the socket is mounted over
