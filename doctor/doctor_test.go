@@ -240,30 +240,38 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/dpkg/diversions", []byte("/a\n/b\n:\n"+root+"/bin/docker\n"+root+"/bin/docker.original\n:\n"), 0o644))
 		}, "package", doctor.OK, "is diverted", ""},
 
-		{"nothing is amiss with what was installed", func(t *testing.T, root string, in *doctor.Input) { installed(t, root) },
+		{"nothing is amiss with what was installed", func(t *testing.T, root string, in *doctor.Input) { installed(t, root, "docker", "podman") },
 			"installation", doctor.OK, "2 shims and", ""},
 		{"an upgrade took the second tool's place", func(t *testing.T, root string, in *doctor.Input) {
-			system := installed(t, root)
+			system := installed(t, root, "docker", "podman")
 			must(t, os.Remove(system+"/usr/bin/podman"))
 			must(t, os.WriteFile(system+"/usr/bin/podman", []byte("real"), 0o755))
 		}, "installation", doctor.Fail, "/usr/bin/podman is not the shim any more", "tallyman install"},
 		{"the programs are newer than the shims", func(t *testing.T, root string, in *doctor.Input) {
-			system := installed(t, root)
+			system := installed(t, root, "docker", "podman")
 			data, err := os.ReadFile(root + "/bin/docker")
 			must(t, err)
 			must(t, os.WriteFile(system+"/opt/tallyman/bin/docker-shim", append(data, "newer"...), 0o755))
 		}, "installation", doctor.Warn, "of another version", "tallyman install"},
 		{"the account of the installation is torn", func(t *testing.T, root string, in *doctor.Input) {
-			must(t, os.Truncate(installed(t, root)+"/var/lib/tallyman-installed.json", 7))
+			must(t, os.Truncate(installed(t, root, "docker", "podman")+"/var/lib/tallyman-installed.json", 7))
 		}, "installation", doctor.Warn, "cannot be used", "installed last"},
 		{"another podman comes first", func(t *testing.T, root string, in *doctor.Input) {
-			system := installed(t, root)
+			system := installed(t, root, "docker", "podman")
 			must(t, os.WriteFile(root+"/bin/podman", []byte("real"), 0o755))
 			setenv(in, "PATH", root+"/bin:"+system+"/usr/bin")
 		}, "shim podman", doctor.Fail, "the first podman in PATH", "--tool"},
 		{"podman is wrapped too", func(t *testing.T, root string, in *doctor.Input) {
-			setenv(in, "PATH", root+"/bin:"+installed(t, root)+"/usr/bin")
+			setenv(in, "PATH", root+"/bin:"+installed(t, root, "docker", "podman")+"/usr/bin")
 		}, "shim podman", doctor.OK, "the first podman in PATH", ""},
+
+		{"podman alone is wrapped, and there is no docker", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "PATH", installed(t, root, "podman")+"/usr/bin")
+			must(t, os.Remove(root+"/system/usr/bin/docker"))
+		}, "shim podman", doctor.OK, "the first podman in PATH", ""},
+		{"podman alone is wrapped, beside a docker", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "PATH", installed(t, root, "podman")+"/usr/bin")
+		}, "shim", doctor.Warn, "those of other tools are", "--tool docker"},
 
 		{"a pinned file was changed", func(t *testing.T, root string, in *doctor.Input) {
 			configure(t, root, "pin = "+strings.Repeat("0", 64)+"  "+root+"/bin/docker")
@@ -574,6 +582,9 @@ func TestFaults(t *testing.T) {
 			if (got.Do == "") != (got.Result == doctor.OK) {
 				t.Errorf("%+v: what is wrong comes with what to do", *got)
 			}
+			if c.result == doctor.OK && r.Failed > 0 {
+				t.Errorf("something else failed: %+v", r.Checks)
+			}
 			var b bytes.Buffer
 			must(t, r.Terminal(&b))
 			if strings.ContainsAny(b.String(), "\x1b\x07\r") {
@@ -583,8 +594,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// installed makes a file system with docker and podman, and installs there.
-func installed(t *testing.T, root string) (system string) {
+// installed makes a file system with docker and podman, and installs for some of them.
+func installed(t *testing.T, root string, tools ...string) (system string) {
 	t.Helper()
 	system = root + "/system"
 	for _, dir := range []string{"/usr/bin", "/usr/local/bin", "/var/lib"} {
@@ -598,7 +609,7 @@ func installed(t *testing.T, root string) (system string) {
 	must(t, err)
 	must(t, os.WriteFile(binaries+"/docker-shim", shim, 0o755))
 	must(t, os.WriteFile(binaries+"/tallyman", []byte("tallyman"), 0o755))
-	plan, err := installer.Install(installer.Options{Root: system, Tools: []string{"docker", "podman"}, Path: installer.SearchPath, Binaries: binaries, User: strconv.Itoa(os.Getuid())})
+	plan, err := installer.Install(installer.Options{Root: system, Tools: tools, Path: installer.SearchPath, Binaries: binaries, User: strconv.Itoa(os.Getuid())})
 	must(t, err)
 	must(t, plan.Run(t.Context(), func(string) {}))
 	return system

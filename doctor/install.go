@@ -79,6 +79,11 @@ func (x *examination) shims() {
 		}
 	}
 	switch {
+	case len(found) == 0 && x.othersOnly():
+		return
+	case x.shim == "" && x.othersOnly():
+		x.add(Warn, name, found[0].path+" is not Tallyman's shim: its calls are not recorded, those of other tools are", "tallyman install --tool docker, as root, where they are wanted")
+		return
 	case len(found) == 0:
 		x.add(Fail, name, "there is no docker in PATH", "install the docker CLI, and then run tallyman install as root (PATH is "+x.env["PATH"]+")")
 		return
@@ -100,6 +105,12 @@ func (x *examination) shims() {
 	}
 	x.sudoPath()
 	x.packaged()
+}
+
+// othersOnly: the installation was told to take other tools, and not docker.
+func (x *examination) othersOnly() bool {
+	account, err := install.Load(x.in.Root)
+	return err == nil && len(account.Places) > 0 && !slices.ContainsFunc(account.Places, func(p install.Place) bool { return filepath.Base(p.Path) == tool })
 }
 
 // sudoPath checks the docker that `sudo docker` finds: sudo sets PATH anew.
