@@ -86,8 +86,10 @@ func explain(text string, err error) error {
 		return fmt.Errorf("%s: %w (free some space and run it again: what is done so far works)", text, err)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%s: %w (install into the image, or mount it writable)", text, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s: %w (something is mounted there: mount it elsewhere, and name that place as real.TOOL in %s; uninstall takes back what is done so far)", text, err, ConfigFile)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: %w (run it as root)", text, err)
+		return fmt.Errorf("%s: %w (run it as root; if you are, lsattr may show that the file or folder is immutable)", text, err)
 	}
 	return fmt.Errorf("%s: %w", text, err)
 }

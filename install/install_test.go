@@ -494,6 +494,29 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
+// A docker that is mounted into a container cannot be renamed over. It says so, docker
+// goes on, and an uninstall takes back what was done.
+func TestMountedTool(t *testing.T) {
+	s := newStage(t)
+	s.docker("/usr/bin/docker", "1")
+	before := s.tree()
+	p, err := Install(s.o)
+	must(t, err)
+	last := len(p.Steps) - 1
+	if !strings.Contains(p.Steps[last].Text, "put the shim at /usr/bin/docker") {
+		t.Fatalf("the last step is %s", p.Steps[last].Text)
+	}
+	// What rename(2) gives there, without the rights that a mount needs.
+	p.Steps[last].do = func() error { return &os.LinkError{Op: "rename", Old: "a", New: "b", Err: unix.EBUSY} }
+	err = p.Run(t.Context(), func(string) {})
+	if err == nil || !strings.Contains(err.Error(), "mounted") || !strings.Contains(err.Error(), "real.TOOL") {
+		t.Errorf("%v", err)
+	}
+	s.says("/usr/bin/docker", "docker 1")
+	s.uninstall()
+	same(t, s.tree(), before)
+}
+
 // What Verify finds is what Install repairs, or what it says to do.
 func TestVerify(t *testing.T) {
 	for _, c := range []struct {

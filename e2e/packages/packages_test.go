@@ -321,6 +321,10 @@ func TestDeb(t *testing.T) {
 		t.Errorf("after the package, something is left to install: %v: %s", err, out)
 	}
 
+	if out := dpkg(t, root, "--verify", "tallyman"); out != "" {
+		t.Errorf("dpkg --verify: %s", out)
+	}
+
 	docker(t, root, "2")
 	wantShim(t, root, "docker 2")
 
