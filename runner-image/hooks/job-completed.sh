@@ -37,8 +37,6 @@ for file in /usr/bin/readlink /bin/readlink; do
 		break
 	fi
 done
-return='
-' # of a file with Windows line ends; set below
 chain=${TALLYMAN_CHAIN_JOB_COMPLETED:-}
 for conf in "${TALLYMAN_CONFIG:-}" "${beside%/*}/tallyman.conf" /etc/tallyman/tallyman.conf; do
 	if [ -n "$chain" ] || [ ! -f "$conf" ] || [ ! -r "$conf" ]; then
