@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,7 +156,7 @@ type Figures struct {
 	Retries   int64
 	Elapsed   time.Duration
 	CPU       time.Duration // of the whole process, oracle excluded
-	PeakBytes int64         // resident memory of the process so far
+	PeakBytes int64         // most resident memory of the process during the run
 }
 
 // Header is the header of the table whose lines String makes.
@@ -213,6 +214,7 @@ func Run(t testing.TB, rawURL string, n int, server Server, schemes ...sinks.Sch
 		}
 	}()
 
+	forgetPeak(t)
 	began, cpu := time.Now(), cpuTime()
 	f := Figures{Records: n}
 	const parts = 4
@@ -269,6 +271,10 @@ func Run(t testing.TB, rawURL string, n int, server Server, schemes ...sinks.Sch
 	return f
 }
 
+// maxPeak is the most memory that an agent may need, tested with large loads: below
+// that the test itself is the larger part, with the race detector above all.
+const maxPeak = 64 << 20
+
 // Check fails the test where f shows a fault, and prints its line of the table.
 func Check(t testing.TB, name string, run Figures, o *Oracle) {
 	t.Helper()
@@ -276,6 +282,9 @@ func Check(t testing.TB, name string, run Figures, o *Oracle) {
 	f.Kills, f.Retries, f.Elapsed, f.CPU, f.PeakBytes = run.Kills, run.Retries, run.Elapsed, run.CPU, run.PeakBytes
 	if f.Lost > 0 || f.Invented > 0 || f.Changed > 0 {
 		t.Errorf("%d lost, %d invented, %d changed; the first: %s", f.Lost, f.Invented, f.Changed, f.Wrong)
+	}
+	if f.Records >= 100_000 && f.PeakBytes > maxPeak {
+		t.Errorf("the process needed %d KiB, which is more than an agent may have: %d KiB", f.PeakBytes>>10, int64(maxPeak>>10))
 	}
 	t.Logf("%d retries\n%s\n%s", f.Retries, Header, f.Row(name))
 }
@@ -289,7 +298,17 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// peak is the most memory that this process had.
+// forgetPeak makes peak count from here on (proc_pid_clear_refs(5)): what other tests
+// of the process needed is not the sink's.
+func forgetPeak(t testing.TB) {
+	t.Helper()
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		t.Logf("the peak of memory is that of the whole process: %v", err)
+	}
+}
+
+// peak is the most resident memory since forgetPeak.
 func peak() int64 {
 	data, err := os.ReadFile("/proc/self/status")
 	if err != nil {

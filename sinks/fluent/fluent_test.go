@@ -21,10 +21,34 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/tallyman-ci/tallyman/internal/forwardtest"
 	"github.com/tallyman-ci/tallyman/internal/sinktest"
 	"github.com/tallyman-ci/tallyman/sinks"
 )
+
+// trusted is a certificate that the process trusts as it trusts the system's roots, which
+// are read once: hence before any test.
+var trusted struct{ certFile, keyFile string }
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "fluent")
+	if err == nil {
+		trusted.certFile, trusted.keyFile, err = selfSigned(dir)
+	}
+	if err == nil {
+		err = os.Setenv("SSL_CERT_FILE", trusted.certFile)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
 
 func openSink(t *testing.T, url string) sinks.Sink {
 	t.Helper()
@@ -148,11 +172,24 @@ func TestUnixSocket(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	known := forwardtest.New(t, "0")
+	known.CertFile, known.KeyFile = trusted.certFile, trusted.keyFile
+	known.Start()
+	if err := openSink(t, known.URL("tls=true")).Write(t.Context(), []sinks.Entry{{ID: "a", Line: line("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, known); !reflect.DeepEqual(got, []string{"a"}) {
+		t.Errorf("delivered %v", got)
+	}
+
 	r := forwardtest.New(t, "0")
-	r.CertFile, r.KeyFile = selfSigned(t)
+	var err error
+	if r.CertFile, r.KeyFile, err = selfSigned(t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
 	r.Start()
 	batch := []sinks.Entry{{ID: "a", Line: line("a")}}
-	err := openSink(t, r.URL("tls=true")).Write(t.Context(), batch)
+	err = openSink(t, r.URL("tls=true")).Write(t.Context(), batch)
 	if err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate that nobody signed: %v", err)
 	}
@@ -164,32 +201,31 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func selfSigned(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
+// selfSigned makes a certificate for 127.0.0.1 in dir.
+func selfSigned(dir string) (certFile, keyFile string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		return "", "", err
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		t.Fatal(err)
+		return "", "", err
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		t.Fatal(err)
+		return "", "", err
 	}
-	dir := t.TempDir()
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
 		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
+			return "", "", err
 		}
 	}
-	return certFile, keyFile
+	return certFile, keyFile, nil
 }
 
 // A receiver that accepts and never answers must not hold Write over its deadline.
