@@ -494,6 +494,39 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
+// A tool that a job started with too many rights moves docker away and puts a script of
+// its own there. That script is not the real docker: neither an install nor an uninstall
+// takes it for that.
+func TestMovedAway(t *testing.T) {
+	for _, packaged := range []bool{false, true} {
+		s := newStage(t)
+		s.docker("/usr/bin/docker", "1")
+		s.docker("/usr/bin/docker-compose", "other")
+		s.install()
+		if packaged { // as a diversion of dpkg makes it
+			s.file(dpkgDir+"/diversions", "/usr/bin/docker\n/usr/bin/docker.original\n:\n", 0o644)
+		}
+		must(t, os.Rename(s.root+"/usr/bin/docker", s.root+"/usr/bin/docker.orig"))
+		s.file("/usr/bin/docker", "#!/bin/sh\nexec /usr/bin/docker.orig \"$@\"\n", 0o755)
+		before := s.tree()
+		for name, plan := range map[string]func(Options) (*Plan, error){"install": Install, "uninstall": Uninstall} {
+			if err := s.try(plan); err == nil || !strings.Contains(err.Error(), "mv /usr/bin/docker.orig /usr/bin/docker") {
+				t.Errorf("%s: %v", name, err)
+			}
+			same(t, s.tree(), before)
+		}
+		if _, found, err := Verify(s.root, nil); err != nil || len(found) != 1 || !strings.Contains(found[0].Finding, "was moved to /usr/bin/docker.orig") {
+			t.Errorf("%+v, %v", found, err)
+		}
+		must(t, os.Rename(s.root+"/usr/bin/docker.orig", s.root+"/usr/bin/docker"))
+		must(t, os.RemoveAll(s.root+dpkgDir))
+		s.install()
+		s.wrapped("/usr/bin/docker", "1")
+		s.uninstall()
+		s.says("/usr/bin/docker", "docker 1")
+	}
+}
+
 // A docker that is mounted into a container cannot be renamed over. It says so, docker
 // goes on, and an uninstall takes back what was done.
 func TestMountedTool(t *testing.T) {

@@ -229,6 +229,11 @@ func (p *planner) take(s state) error {
 	if s.st != nil && s.st.IsDir() {
 		return fmt.Errorf("%s is a folder", s.path)
 	}
+	if real && known != nil {
+		if err := p.t.moved(s); err != nil {
+			return err
+		}
+	}
 	switch {
 	case s.realShim:
 		return fmt.Errorf("%s is a shim too, and there is no real %s: put the real one there (by installing its package again, for example)", s.real, s.tool)
@@ -295,6 +300,36 @@ func (p *planner) take(s state) error {
 	p.step(func() error {
 		return replace(at, func(temp string) error { return copyFile(p.shim, temp, uid, gid, mode) })
 	}, verb, s.path)
+	return nil
+}
+
+// errMoved: somebody moved the shim to a name beside it, docker.orig say, and put another
+// docker in its place, which most likely starts the one that was found there. To take
+// that for the new real tool would make a circle, and lose the real one.
+type errMoved struct{ from, to string }
+
+func (e *errMoved) Error() string { return e.finding() + ": " + e.do() }
+
+func (e *errMoved) finding() string {
+	return fmt.Sprintf("the shim at %s was moved to %s, and something else put in its place", e.from, e.to)
+}
+
+func (e *errMoved) do() string {
+	return fmt.Sprintf("put it back (mv %[2]s %[1]s), or remove %[2]s if %[1]s is the real one", e.from, e.to)
+}
+
+// moved looks for the shim beside s.path, where another file stands now. It returns an
+// *errMoved, or nil.
+func (t tree) moved(s state) *errMoved {
+	dir := path.Dir(s.path)
+	entries, _ := os.ReadDir(t.at(dir))
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), s.tool)
+		name := path.Join(dir, e.Name())
+		if ok && rest != "" && strings.ContainsRune(".-_", rune(rest[0])) && name != s.real && e.Type().IsRegular() && IsShim(t.at(name)) {
+			return &errMoved{s.path, name}
+		}
+	}
 	return nil
 }
 

@@ -87,6 +87,11 @@ func (p *planner) giveBackOne(place Place) error {
 			p.step(func() error { return removeIfThere(temp) }, "remove %s, which a run that was cut short left", filepath.Base(temp))
 		}
 	}
+	if s.st != nil && !s.shim && s.realSt != nil && !s.twin {
+		if err := p.t.moved(s); err != nil {
+			return err
+		}
+	}
 	switch {
 	case s.realShim:
 		return fmt.Errorf("%s is a shim too, and there is no real %s to put back: put the real one at %s (by installing its package again, for example)", s.real, s.tool, s.path)

@@ -61,6 +61,9 @@ func (t tree) verifyPlace(p Place, real map[string]string) (found []Problem) {
 		return nil // the tool was removed, and whoever installs it again is taken then
 	case s.st == nil:
 		add(true, again, "there is no %s at %s, where a shim was; the real one is at %s", s.tool, s.path, s.real)
+	case !s.shim && t.moved(s) != nil:
+		moved := t.moved(s)
+		add(true, moved.do(), "%s", moved.finding())
 	case !s.shim:
 		add(true, again, "%s is not the shim any more: it was replaced, and its calls are not recorded", s.path)
 	case errors.Is(realErr, fs.ErrNotExist):
