@@ -26,6 +26,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/hook"
@@ -288,6 +290,9 @@ func (a *Agent) openSink(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
+	if target.URL.Scheme == "stdout" && nowhere(unix.Stdout) {
+		return errors.New("sink stdout: the agent's standard output is /dev/null, as a hook starts it: run the agent as the container's main process or in a sidecar, or name another sink")
+	}
 	sink, err := target.Open(ctx)
 	if err != nil {
 		return err
@@ -298,6 +303,13 @@ func (a *Agent) openSink(ctx context.Context, url string) error {
 	}
 	a.pumps = append(a.pumps, p)
 	return nil
+}
+
+// nowhere says that fd is /dev/null (null(4)), which takes everything: a sink would call
+// delivered what nobody gets.
+func nowhere(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }
 
 func (a *Agent) close() error {

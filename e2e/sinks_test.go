@@ -261,6 +261,34 @@ func TestTheSameRecordsReachEverySink(t *testing.T) {
 	}
 }
 
+// A hook starts the agent with its output on /dev/null. What is written there must not
+// count as delivered.
+func TestStandardOutputThatIsNowhere(t *testing.T) {
+	dir := shm(t)
+	l, err := newLone(dir, "sinks = stdout:?format=gke file://"+dir+"/out.jsonl?name=file&keep=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := l.command()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd.Stdout = null
+	l.mustStart(t, cmd)
+	if _, line := callRecord("a"); l.send(line) != "acked" {
+		t.Fatal("the record was not acknowledged")
+	}
+	l.mustFlush(t)
+	if s := l.sinkStatus(t); len(s) != 1 || s["file"].Delivered < 1 {
+		t.Errorf("the sinks are %+v", s)
+	}
+	if out, err := l.tallyman("status"); err != nil || !strings.Contains(out, "problem   sink stdout: the agent's standard output is /dev/null") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // A job ends while two of three sinks are dead. The hook keeps to its time, the job does
 // not notice, and hook and log say of each sink how much it lacks.
 func TestJobCompletedSaysWhatIsLeft(t *testing.T) {
