@@ -410,6 +410,20 @@ func TestFaults(t *testing.T) {
 		{"run_dir is too long for a socket", func(t *testing.T, root string, in *doctor.Input) {
 			in.RunDir = root + "/" + strings.Repeat("x", 100)
 		}, "run_dir", doctor.Fail, "the kernel takes 107", "shorter run_dir"},
+		{"the running runner finds another docker", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Mkdir(root+"/first", 0o755))
+			must(t, os.WriteFile(root+"/first/docker", []byte("real"), 0o755))
+			must(t, os.MkdirAll(root+"/proc/42", 0o755))
+			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))
+			must(t, os.WriteFile(root+"/proc/42/environ", []byte("PATH="+root+"/first:"+root+"/bin\x00"), 0o600))
+		}, "runner's PATH", doctor.Fail, "the first docker in the environment of Runner.Listener, pid 42", "--tool"},
+		{"the running runner has a PATH of its own", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.MkdirAll(root+"/proc/42", 0o755))
+			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))
+			environ := "PATH=/nowhere:" + root + "/bin\x00ACTIONS_RUNNER_HOOK_JOB_STARTED=" + root + "/hooks/job-started.sh\x00ACTIONS_RUNNER_HOOK_JOB_COMPLETED=" + root + "/hooks/job-completed.sh\x00"
+			must(t, os.WriteFile(root+"/proc/42/environ", []byte(environ), 0o600))
+		}, "runner's PATH", doctor.OK, "the first docker in the environment of Runner.Listener", ""},
+
 		{"run_dir is not there", func(t *testing.T, root string, in *doctor.Input) { must(t, os.RemoveAll(root+"/run")) },
 			"run_dir", doctor.Warn, "is not there yet", ""},
 		{"run_dir is a link", func(t *testing.T, root string, in *doctor.Input) {

@@ -358,6 +358,7 @@ func (x *examination) switches() {
 // where there is one that can be read.
 func (x *examination) hooks() {
 	env, where := x.runnerEnvironment()
+	x.runnerPath(env["PATH"], where)
 	for _, h := range []struct{ name, variable string }{
 		{"hook job-started", "ACTIONS_RUNNER_HOOK_JOB_STARTED"},
 		{"hook job-completed", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"},
@@ -415,6 +416,24 @@ func (x *examination) chainedHook(name, path, from string) {
 			return
 		}
 		x.ok(name, "%s (from %s)", path, from)
+	}
+}
+
+// runnerPath checks the docker that a running runner finds, where its PATH is another
+// one than that of who asks.
+func (x *examination) runnerPath(path, where string) {
+	if path == "" || path == x.env["PATH"] {
+		return
+	}
+	const name = "runner's PATH"
+	found, _ := inPath(path, tool)
+	switch {
+	case len(found) == 0 || x.shim == "" && x.othersOnly():
+	case !found[0].shim:
+		x.add(Fail, name, fmt.Sprintf("%s is not Tallyman's shim, and the first docker in %s: calls are not recorded", found[0].path, where),
+			"take its place too: tallyman install --tool "+found[0].path)
+	default:
+		x.ok(name, "%s is Tallyman's shim, and the first docker in %s", found[0].path, where)
 	}
 }
 
