@@ -39,18 +39,28 @@ func TestMain(m *testing.M) {
 }
 
 // command delivers one record to the agent in dir and ends like os.Args[1] says: an
-// exit code, sleep:<duration>, or signal:<number>.
+// exit code, sleep:<duration>, signal:<number>, or plugin:<argument> to start another
+// such command as docker's plugins do.
 func command(dir string) int {
 	how := os.Args[1]
 	r := invocation(time.Now())
 	r.Invocation.MonoNS = monotonic()
 	r.CI = record.CIFromEnviron(os.Environ(), record.MaxField)
+	r.Invocation.Nested = os.Getenv("DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND") != ""
+	r.Invocation.ParentID = os.Getenv("AGENT_TEST_PARENT")
 	line := record.Append(nil, r)
 	if other := os.Getenv("AGENT_TEST_LINE"); other != "" {
 		line = []byte(other)
 	}
 	result := handover.Deliver(handover.Target{Socket: dir + "/agent.sock", Spool: dir + "/spool", SpoolMaxBytes: 1 << 20}, line, os.Getuid(), os.Geteuid())
 	fmt.Println(r.ID, result)
+	if inner, ok := strings.CutPrefix(how, "plugin:"); ok {
+		plugin := exec.Command("/bin/sh", "-c", `"$0" "$1"; exit $?`, os.Args[0], inner)
+		plugin.Env = append(os.Environ(), "DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND=docker")
+		plugin.Stdout = os.Stdout
+		plugin.Run()
+		return plugin.ProcessState.ExitCode()
+	}
 	os.Stdout.Close()
 	if d, ok := strings.CutPrefix(how, "sleep:"); ok {
 		pause, _ := time.ParseDuration(d)
@@ -209,6 +219,38 @@ func kernelAtLeast(major, minor int) bool {
 	var a, i int
 	fmt.Sscanf(string(b), "%d.%d", &a, &i)
 	return a > major || a == major && i >= minor
+}
+
+// TestParentOfANestedCall: a docker that a plugin of docker calls names the call that the
+// plugin is of, which the agent finds among the ancestors of the caller's process. What
+// a caller itself says of its parent is not heard.
+func TestParentOfANestedCall(t *testing.T) {
+	faults.Case(t, "SH-55")
+	o := options(t)
+	r := start(t, o)
+	defer r.end()
+	cmd := exec.Command(os.Args[0], "plugin:7")
+	cmd.Env = []string{"AGENT_TEST_COMMAND=" + o.Config.RunDir, "AGENT_TEST_PARENT=" + record.NewID(time.Now())}
+	out, _ := cmd.Output()
+	if code := cmd.ProcessState.ExitCode(); code != 7 {
+		t.Fatalf("exit code %d: %s", code, out)
+	}
+	words := strings.Fields(string(out)) // id and result of each
+	if len(words) != 4 {
+		t.Fatalf("the commands said %q", out)
+	}
+	outer, inner := r.of(words[0]), r.of(words[2])
+	if outer.Invocation.Nested || outer.Invocation.ParentID != "" {
+		t.Errorf("the outer call: %s", record.Append(nil, &outer))
+	}
+	if !inner.Invocation.Nested || inner.Invocation.ParentID != outer.ID {
+		t.Errorf("the nested call of %s: %s", outer.ID, record.Append(nil, &inner))
+	}
+	// Without a call among its ancestors it has none, whatever it says.
+	id, _, _ := r.call([]string{"DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND=docker", "AGENT_TEST_PARENT=" + outer.ID}, "0")
+	if alone := r.of(id); !alone.Invocation.Nested || alone.Invocation.ParentID != "" {
+		t.Errorf("a call that says whose it is: %s", record.Append(nil, &alone))
+	}
 }
 
 func TestEndsOfCommands(t *testing.T) {

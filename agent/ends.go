@@ -40,6 +40,9 @@ func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer, sh
 		s.drop(fd, p)
 		return
 	}
+	if p.known && p.cred.Pid > 0 {
+		s.watches.at(int(p.cred.Pid), r.ID)
+	}
 	s.conns.Go(func() {
 		defer s.watches.leave(r.ID, share)
 		if p.pidfd >= 0 {
@@ -64,6 +67,7 @@ func (s *spool) watch(r *record.Record, share string) {
 		s.gone.add(r)
 		return
 	}
+	w.at(int(r.Invocation.PID), r.ID)
 	s.watching.Go(func() {
 		defer w.leave(r.ID, share)
 		s.a.watchPidfd(s.ctx, pidfd, r)
@@ -124,6 +128,7 @@ func (s *spool) resume(ctx context.Context) {
 		w := &s.a.server.watches
 		if sameBoot && w.enter(id, "resumed") == entered {
 			if pidfd, ok := find(r); ok {
+				w.at(int(r.Invocation.PID), id)
 				s.watching.Go(func() {
 					defer w.leave(id, "resumed")
 					s.a.watchPidfd(ctx, pidfd, r)
@@ -189,12 +194,13 @@ type watches struct {
 	max int
 
 	mu      sync.Mutex
-	byID    map[string]bool // of the calls
+	byID    map[string]int // of the calls, with their process; 0 where it is not known
+	byPID   map[int]string // the other way round
 	byShare map[string]int
 }
 
 func newWatches(most int) watches {
-	return watches{max: most, byID: make(map[string]bool), byShare: make(map[string]int)}
+	return watches{max: most, byID: make(map[string]int), byPID: make(map[int]string), byShare: make(map[string]int)}
 }
 
 // What came of entering.
@@ -211,20 +217,51 @@ const (
 func (w *watches) enter(id, share string) entry {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case w.byID[id]:
+	switch _, known := w.byID[id]; {
+	case known:
 		return watched
 	case len(w.byID) >= w.max || w.byShare[share] >= max(w.max*3/4, 1):
 		return full
 	}
-	w.byID[id] = true
+	w.byID[id] = 0
 	w.byShare[share]++
 	return entered
+}
+
+// at says that the process of a watched call is pid, as the kernel told.
+func (w *watches) at(pid int, id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, known := w.byID[id]; known {
+		w.byID[id], w.byPID[pid] = pid, id
+	}
+}
+
+// parentOf returns the watched call whose process is the nearest ancestor of pid, or "".
+// That process is still there, or its end would have been seen: its pid is no other's.
+func (w *watches) parentOf(pid int) string {
+	for range 16 { // docker, its plugin, and what that calls docker by
+		p, err := readProcess(pid)
+		if err != nil || p.parent <= 1 {
+			return ""
+		}
+		pid = p.parent
+		w.mu.Lock()
+		id := w.byPID[pid]
+		w.mu.Unlock()
+		if id != "" {
+			return id
+		}
+	}
+	return ""
 }
 
 func (w *watches) leave(id, share string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if pid := w.byID[id]; w.byPID[pid] == id {
+		delete(w.byPID, pid)
+	}
 	delete(w.byID, id)
 	if w.byShare[share]--; w.byShare[share] == 0 {
 		delete(w.byShare, share)
@@ -234,7 +271,8 @@ func (w *watches) leave(id, share string) {
 func (w *watches) has(id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.byID[id]
+	_, known := w.byID[id]
+	return known
 }
 
 func (w *watches) count() int64 {

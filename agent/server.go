@@ -281,6 +281,9 @@ func (s *server) take(line []byte, fd int, peer *peer) (r *record.Record, share 
 		w.uid = int(peer.cred.Uid)
 		if w.pid = int(peer.cred.Pid); w.pid != 0 {
 			r.Invocation.PID = int64(w.pid)
+			if r.Invocation.Nested {
+				r.Invocation.ParentID = s.watches.parentOf(w.pid)
+			}
 		}
 	}
 	share = s.a.stamp(r, w)
@@ -347,7 +350,7 @@ func (a *Agent) decodeInvocation(line []byte, r *record.Record) error {
 	}
 	r.ID = id
 	// What the agent alone can say is not the caller's to say.
-	r.By, r.OutsideJob = record.ByNone, false
+	r.By, r.OutsideJob, r.Invocation.ParentID = record.ByNone, false, ""
 	if r.Host == nil {
 		r.Host = &record.Host{}
 	}

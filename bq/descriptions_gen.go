@@ -99,6 +99,7 @@ func descriptions() map[string]string {
 		"invocation.stdin_tty":     "StdinTTY is true when standard input is a terminal.",
 		"invocation.daemon":        "Daemon is the class of daemon the call talks to, never its address: unix, tcp, ssh, npipe, fd, context or default.",
 		"invocation.nested":        "Nested is true when a CLI plugin called docker again; such a call is not counted as one of the job's own.",
+		"invocation.parent_id":     "ParentID is the id of the invocation whose process is an ancestor of a nested call's. The agent writes it, where it sees the process and watches the parent.",
 		"invocation.mono_ns":       "MonoNS is CLOCK_MONOTONIC in nanoseconds at the call, for durations that a clock step cannot falsify.",
 		"invocation.truncated":     "Truncated is true when fields were cut to keep the record under 16 KiB.",
 		"invocation.redaction":     "Redaction is failed when the command line could not be examined safely; then only argc is kept.",

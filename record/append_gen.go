@@ -288,6 +288,10 @@ func appendInvocation(dst []byte, v *Invocation) []byte {
 		dst = appendKey(dst, "\"nested\":")
 		dst = appendBool(dst, v.Nested)
 	}
+	if v.ParentID != "" {
+		dst = appendKey(dst, "\"parent_id\":")
+		dst = appendString(dst, string(v.ParentID))
+	}
 	if v.MonoNS != 0 {
 		dst = appendKey(dst, "\"mono_ns\":")
 		dst = appendInt(dst, v.MonoNS)

@@ -214,6 +214,8 @@ type Invocation struct {
 	Daemon string `json:"daemon,omitempty"`
 	// Nested is true when a CLI plugin called docker again; such a call is not counted as one of the job's own.
 	Nested bool `json:"nested,omitempty"`
+	// ParentID is the id of the invocation whose process is an ancestor of a nested call's. The agent writes it, where it sees the process and watches the parent.
+	ParentID string `json:"parent_id,omitempty"`
 	// MonoNS is CLOCK_MONOTONIC in nanoseconds at the call, for durations that a clock step cannot falsify.
 	MonoNS int64 `json:"mono_ns,omitempty"`
 	// Truncated is true when fields were cut to keep the record under 16 KiB.

@@ -622,6 +622,12 @@ resource "google_bigquery_table" "records" {
         "description": "Nested is true when a CLI plugin called docker again; such a call is not counted as one of the job's own."
       },
       {
+        "name": "parent_id",
+        "type": "STRING",
+        "mode": "NULLABLE",
+        "description": "ParentID is the id of the invocation whose process is an ancestor of a nested call's. The agent writes it, where it sees the process and watches the parent."
+      },
+      {
         "name": "mono_ns",
         "type": "STRING",
         "mode": "NULLABLE",

@@ -197,7 +197,7 @@ func (d *decoder) objectHost(v *record.Host) {
 	})
 }
 
-var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argv", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "mono_ns", "truncated", "redaction", "exec_error", "path"}
+var knownInvocation = []string{"tool", "command", "images", "flags", "platform", "target", "argv", "argc", "pid", "ppid", "uid", "sudo", "cwd", "stdin_tty", "daemon", "nested", "parent_id", "mono_ns", "truncated", "redaction", "exec_error", "path"}
 
 func (d *decoder) objectInvocation(v *record.Invocation) {
 	d.object(&v.Unknown, knownInvocation, func(key []byte) bool {
@@ -237,6 +237,8 @@ func (d *decoder) objectInvocation(v *record.Invocation) {
 			v.Daemon = d.string()
 		case "nested":
 			v.Nested = d.bool()
+		case "parent_id":
+			v.ParentID = d.string()
 		case "mono_ns":
 			v.MonoNS = d.int()
 		case "truncated":
