@@ -377,8 +377,17 @@ type adoption struct {
 // run delivers and removes the journal. An error leaves it for the next time.
 func (w *adoption) run(ctx context.Context) (err error) {
 	own, dead := filepath.Join(w.dir, ownDir), filepath.Join(w.dir, journalDir)
-	if _, err := os.Lstat(dead); errors.Is(err, fs.ErrNotExist) {
+	st, err := os.Lstat(dead)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return os.Remove(w.dir) // an adopter ended between two steps
+	case err != nil:
+		return err
+	case !st.IsDir():
+		// A job put it there between the look at the runner's folder and the rename. No job
+		// reaches it here any more.
+		w.log.Warn("what was taken from a runner's folder is no folder, and is removed", "mode", st.Mode().Type())
+		return os.RemoveAll(w.dir)
 	}
 	// No bound: a smaller one than the runner's would drop what the runner kept.
 	j, err := journal.Open(dead, journal.Options{MaxBytes: 1 << 50, OnLoss: w.lost, Logger: w.log, Now: w.a.o.Now})

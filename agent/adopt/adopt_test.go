@@ -475,6 +475,30 @@ func TestLinksInARunnersFolder(t *testing.T) {
 	}
 }
 
+// A job can put a link in the place of its journal between the adopter's look at it and
+// the rename. Then the link is taken away, and nothing that it leads to.
+func TestALinkThatWasTakenAway(t *testing.T) {
+	n, other := newNode(t), newNode(t)
+	other.dead("victim", "secret")
+	victim := filepath.Join(other.dir, "victim", "journal")
+	to := filepath.Join(n.dir, adoptedDir, "pod-1")
+	if err := errors.Join(os.MkdirAll(to, 0o700), os.Symlink(victim, filepath.Join(to, journalDir))); err != nil {
+		t.Fatal(err)
+	}
+	before := other.left()
+	n.dead("other", "b")
+	n.adopt(Options{}, func(s Status) bool {
+		_, err := os.Lstat(to)
+		return s.Adopted >= 1 && os.IsNotExist(err)
+	})
+	if ids, _ := n.got(); !slices.Equal(ids, []string{"b"}) {
+		t.Errorf("delivered %v", ids)
+	}
+	if after := other.left(); !slices.Equal(before, after) {
+		t.Errorf("the victim's folder had %v and has %v", before, after)
+	}
+}
+
 func TestOldFoldersOfRunnersAreForgotten(t *testing.T) {
 	n := newNode(t)
 	for _, name := range []string{"old", "new"} {
