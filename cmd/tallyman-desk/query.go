@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"math"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,7 +18,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/bq"
-	"github.com/tallyman-ci/tallyman/desk/panels"
 	"github.com/tallyman-ci/tallyman/desk/store"
 	"github.com/tallyman-ci/tallyman/report"
 )
@@ -38,7 +41,7 @@ func openStore(c *cli.Context, paths []string) (*store.Store, error) {
 	if c.Int64("memory") < 64 {
 		return nil, errors.New("--memory wants 64 MiB or more")
 	}
-	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: os.Stdin}
+	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader}
 	if name := c.String("owners"); name != "" {
 		f, err := os.Open(name)
 		if err != nil {
@@ -59,15 +62,19 @@ func openStore(c *cli.Context, paths []string) (*store.Store, error) {
 
 func queryCommand() *cli.Command {
 	return &cli.Command{
-		Name: "query", Usage: "ask journals a question of your own, in SQL", ArgsUsage: "SQL JOURNAL...",
+		Name: "query", Usage: "ask journals questions of your own, in SQL", ArgsUsage: "SQL|- JOURNAL...",
 		Description: `Reads journals (folders) and files of records into a database, and runs one query in the SQL
-of DuckDB. The records are in tallyman.records, with the columns of docs/record.md; the views
-of docs/questions.md stand beside them and have each record once. The query can read and
-write nothing else. --list names the views with their questions.
+of DuckDB. The records are in tallyman.records, with the columns of docs/record.md; views with
+each record once stand beside them: --list names them with their questions, and DESCRIBE
+tallyman.calls their columns. A query can read and write nothing else.
+
+To read the journals takes longer than to answer. Where there are many questions, - reads
+them from standard input, each up to a semicolon at the end of a line.
 
 Examples:
   tallyman-desk query 'SELECT image, SUM(pulls) FROM tallyman.pulls_by_image GROUP BY 1 ORDER BY 2 DESC LIMIT 20' /var/lib/tallyman
   tallyman-desk query --format csv 'FROM tallyman.failed_pulls' runner-1/journal runner-2/journal
+  tallyman-desk query - /var/lib/tallyman < questions.sql
   tallyman-desk query --list`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Value: "table", Usage: "`table`, csv or json (JSON Lines)"},
@@ -85,24 +92,76 @@ func query(c *cli.Context) (err error) {
 		}
 		return w.Flush()
 	}
-	write, ok := map[string]func(io.Writer, panels.Table) error{"table": writeTable, "csv": writeCSV, "json": writeJSON}[c.String("format")]
+	form, ok := map[string]func(io.Writer) writer{"table": newTable, "csv": newCSV, "json": newJSON}[c.String("format")]
 	if !ok {
 		return fmt.Errorf("--format %s is not known: table, csv or json", report.Safe(c.String("format")))
 	}
-	sql := strings.TrimRight(strings.TrimSpace(c.Args().First()), "; ")
-	if sql == "" {
+	sql, paths := c.Args().First(), c.Args().Tail()
+	if sql != "-" && statement(sql) == "" {
 		return errors.New("query wants SQL: tallyman-desk query 'SELECT ...' JOURNAL")
 	}
-	s, err := openStore(c, c.Args().Tail())
+	if sql == "-" && slices.Contains(paths, "-") {
+		return errors.New("standard input holds the questions or the records, not both")
+	}
+	s, err := openStore(c, paths)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	t, err := s.Query(c.Context, sql)
-	if err != nil {
-		return err
+	ask := func(sql string) error {
+		w := form(c.App.Writer)
+		return errors.Join(s.Each(c.Context, sql, w.head, w.row), w.flush())
 	}
-	return write(c.App.Writer, t)
+	if sql != "-" {
+		return ask(statement(sql))
+	}
+	// One question that is wrong does not take the answers to the others.
+	asked, wrong := 0, 0
+	for sql, err := range statements(c.App.Reader) {
+		if err != nil {
+			return fmt.Errorf("read questions: %w", err)
+		}
+		asked++
+		if err := ask(sql); err != nil {
+			if c.Context.Err() != nil {
+				return c.Context.Err()
+			}
+			wrong++
+			fmt.Fprintf(c.App.ErrWriter, "question %d: %s\n", asked, report.Safe(err.Error()))
+		}
+	}
+	if wrong > 0 {
+		return fmt.Errorf("%d of %d questions were not answered", wrong, asked)
+	}
+	return nil
+}
+
+// statement is SQL without the semicolon at its end.
+func statement(sql string) string { return strings.TrimRight(strings.TrimSpace(sql), "; \t\r\n") }
+
+// statements reads SQL that ends with a semicolon at the end of a line, or with the text.
+func statements(r io.Reader) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		lines := bufio.NewReader(r)
+		var sql strings.Builder
+		for {
+			line, err := lines.ReadString('\n')
+			sql.WriteString(line)
+			if err != nil && err != io.EOF {
+				yield("", err)
+				return
+			}
+			if err == io.EOF || strings.HasSuffix(strings.TrimSpace(line), ";") {
+				if one := statement(sql.String()); one != "" && !yield(one, nil) {
+					return
+				}
+				sql.Reset()
+			}
+			if err == io.EOF {
+				return
+			}
+		}
+	}
 }
 
 // cell is a value for people and for CSV. Whatever a record holds, no control character
@@ -115,70 +174,118 @@ func cell(v any) string {
 		return v.Format("2006-01-02 15:04:05.999999")
 	case string:
 		return report.Safe(v)
+	case []any, map[string]any:
+		if text, err := json.Marshal(v); err == nil {
+			return string(report.SafeJSON(text))
+		}
+		return report.Safe(fmt.Sprint(v))
 	default:
 		return report.Safe(fmt.Sprint(v))
 	}
 }
 
-func writeTable(w io.Writer, t panels.Table) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, strings.Join(t.Columns, "\t"))
-	for _, r := range t.Rows {
-		for i, v := range r {
-			if i > 0 {
-				fmt.Fprint(tw, "\t")
-			}
-			fmt.Fprint(tw, cell(v))
-		}
-		fmt.Fprintln(tw)
-	}
-	return tw.Flush()
+// writer writes an answer row by row, so that a long one takes no memory.
+type writer interface {
+	head(columns []string) error
+	row(values []any) error
+	flush() error
 }
 
-func writeCSV(w io.Writer, t panels.Table) error {
-	cw := csv.NewWriter(w)
-	if err := cw.Write(t.Columns); err != nil {
-		return err
-	}
-	for _, r := range t.Rows {
-		cells := make([]string, len(r))
-		for i, v := range r {
-			cells[i] = cell(v)
-		}
-		if err := cw.Write(cells); err != nil {
-			return err
-		}
-	}
-	cw.Flush()
-	return cw.Error()
+// block is how many rows of a table are lined up with each other.
+const block = 1000
+
+type tableWriter struct {
+	w    *tabwriter.Writer
+	rows int
 }
 
-func writeJSON(w io.Writer, t panels.Table) error {
-	for _, r := range t.Rows {
-		var b strings.Builder
-		for i, v := range r {
-			if x, ok := v.(time.Time); ok {
-				v = x.Format(time.RFC3339Nano)
-			}
-			name, err := json.Marshal(t.Columns[i])
-			if err != nil {
-				return err
-			}
-			value, err := json.Marshal(v)
-			if err != nil {
-				return fmt.Errorf("column %s: %w", t.Columns[i], err)
-			}
-			if i > 0 {
-				b.WriteByte(',')
-			}
-			b.Write(name)
-			b.WriteByte(':')
-			b.Write(value)
-		}
-		line := append(report.SafeJSON([]byte("{"+b.String()+"}")), '\n')
-		if _, err := w.Write(line); err != nil {
+func newTable(w io.Writer) writer {
+	return &tableWriter{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+}
+
+func (t *tableWriter) head(columns []string) error {
+	var names []string
+	for _, c := range columns {
+		names = append(names, report.Safe(c))
+	}
+	_, err := fmt.Fprintln(t.w, strings.Join(names, "\t"))
+	return err
+}
+
+func (t *tableWriter) row(values []any) error {
+	var cells []string
+	for _, v := range values {
+		cells = append(cells, cell(v))
+	}
+	_, err := fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	if t.rows++; err == nil && t.rows%block == 0 {
+		err = t.w.Flush()
+	}
+	return err
+}
+
+func (t *tableWriter) flush() error { return t.w.Flush() }
+
+type csvWriter struct{ w *csv.Writer }
+
+func newCSV(w io.Writer) writer { return csvWriter{csv.NewWriter(w)} }
+
+func (c csvWriter) head(columns []string) error { return c.w.Write(columns) }
+
+func (c csvWriter) row(values []any) error {
+	cells := make([]string, len(values))
+	for i, v := range values {
+		cells[i] = cell(v)
+	}
+	return c.w.Write(cells)
+}
+
+func (c csvWriter) flush() error {
+	c.w.Flush()
+	return c.w.Error()
+}
+
+// jsonWriter writes JSON Lines, with the members in the order of the columns.
+type jsonWriter struct {
+	w     *bufio.Writer
+	names [][]byte
+}
+
+func newJSON(w io.Writer) writer { return &jsonWriter{w: bufio.NewWriter(w)} }
+
+func (j *jsonWriter) head(columns []string) error {
+	for _, c := range columns {
+		name, err := json.Marshal(c)
+		if err != nil {
 			return err
 		}
+		j.names = append(j.names, name)
 	}
 	return nil
 }
+
+func (j *jsonWriter) row(values []any) error {
+	line := []byte{'{'}
+	for i, v := range values {
+		switch x := v.(type) {
+		case time.Time:
+			v = x.Format(time.RFC3339Nano)
+		case float64:
+			if math.IsNaN(x) || math.IsInf(x, 0) { // JSON has no such numbers
+				v = fmt.Sprint(x)
+			}
+		}
+		value, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("column %s: %w", j.names[i], err)
+		}
+		if i > 0 {
+			line = append(line, ',')
+		}
+		line = append(append(append(line, j.names[i]...), ':'), value...)
+	}
+	_, err := j.w.Write(append(report.SafeJSON(append(line, '}')), '\n'))
+	return err
+}
+
+func (j *jsonWriter) flush() error { return j.w.Flush() }

@@ -315,36 +315,63 @@ func (s *Store) Stats() Stats {
 // Dialect is the SQL that Query wants.
 func (s *Store) Dialect() panels.Dialect { return panels.DuckDB }
 
-// Query runs one query. Integers that need more than 64 bits come as text.
+// Query runs one query. Integers that need more than 64 bits come as text, and so do lists
+// and structs.
 func (s *Store) Query(ctx context.Context, query string, params ...panels.Param) (panels.Table, error) {
 	var t panels.Table
+	err := s.Each(ctx, query, func(columns []string) error {
+		t.Columns = columns
+		return nil
+	}, func(row []any) error {
+		for i, v := range row {
+			switch v.(type) {
+			case []any, map[string]any:
+				row[i] = fmt.Sprint(v)
+			}
+		}
+		t.Rows = append(t.Rows, row)
+		return nil
+	}, params...)
+	return t, err
+}
+
+// Each runs one query like Query and keeps no rows: it hands head the names of the columns,
+// once, and row each row. An error of theirs ends it and is returned. Lists come as []any
+// and structs as map[string]any, without the members that are NULL.
+func (s *Store) Each(ctx context.Context, query string, head func(columns []string) error, row func(values []any) error, params ...panels.Param) error {
 	var args []any
 	for _, p := range params {
 		args = append(args, sql.Named(p.Name, p.Value))
 	}
 	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
-		return t, err
+		return err
 	}
 	defer rows.Close()
-	if t.Columns, err = rows.Columns(); err != nil {
-		return t, err
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	if err := head(columns); err != nil {
+		return err
 	}
 	for rows.Next() {
-		values := make([]any, len(t.Columns))
+		values := make([]any, len(columns))
 		into := make([]any, len(values))
 		for i := range values {
 			into[i] = &values[i]
 		}
 		if err := rows.Scan(into...); err != nil {
-			return t, err
+			return err
 		}
 		for i, v := range values {
 			values[i] = plain(v)
 		}
-		t.Rows = append(t.Rows, values)
+		if err := row(values); err != nil {
+			return err
+		}
 	}
-	return t, rows.Err()
+	return rows.Err()
 }
 
 // plain is a value as Table has it.
@@ -375,7 +402,21 @@ func plain(v any) any {
 		return v.String()
 	case []byte:
 		return string(v)
-	default: // lists and structs
+	case []any:
+		for i, e := range v {
+			v[i] = plain(e)
+		}
+		return v
+	case map[string]any:
+		for name, e := range v {
+			if e == nil {
+				delete(v, name)
+				continue
+			}
+			v[name] = plain(e)
+		}
+		return v
+	default:
 		return fmt.Sprint(v)
 	}
 }
