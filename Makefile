@@ -137,6 +137,11 @@ bench-import: ## Rows per second and peak memory of imports, 1 and 10 million ro
 	@$(GO) build -o $(CACHE)/bin/importbench ./desk/importer/importbench
 	@$(CACHE)/bin/importbench
 
+# Needs room for the records and for the database of them, 10 GB for ten million, in TMPDIR.
+.PHONY: bench-desk
+bench-desk: ## Time of each question, and peak memory, on 10 million records (TALLYMAN_DESK_RECORDS=N: as many)
+	TALLYMAN_DESK_RECORDS=$${TALLYMAN_DESK_RECORDS:-10000000} $(GO) test -count 1 -v -timeout 30m -run QuestionsOfAFleet ./desk/store
+
 .PHONY: packages
 packages: $(NFPM) $(SBOM) ## .deb, .rpm, tarballs, SBOMs and SHA256SUMS of this commit in dist, for amd64 and arm64
 	packaging/build.sh $(NFPM) $(SBOM)
