@@ -48,7 +48,7 @@ func openPath(path string, from time.Time, stdin io.Reader) (Source, error) {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("no journal at %s: has an agent run here? (tallyman doctor tells what is wrong; --journal names another one)", path)
+		return nil, fmt.Errorf("no journal at %s: has an agent run here? (tallyman doctor tells what is wrong)", path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open journal %s: %w (read it as the user the agent runs as, or as root)", path, fs.ErrPermission)
 	case err != nil:

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -97,9 +96,10 @@ func pins(cfg config.Config) []hook.Pin {
 }
 
 // jobSummary describes one job from the journal. The tracking id tells it from the
-// other legs of a matrix on the same runner; where there is none, run and job do.
+// other legs of a matrix on the same runner; where there is none, run and job do. It
+// begins with the job, so that its coverage is of this job and not of the one before.
 func jobSummary(ctx context.Context, cfg config.Config, job hook.Context) (string, error) {
-	o := report.Options{From: job.Started.Add(-time.Minute)}
+	o := report.Options{From: job.Started}
 	if job.CI.TrackingID != "" {
 		o.Filter.TrackingID = job.CI.TrackingID
 	} else {
