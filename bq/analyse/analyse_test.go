@@ -15,12 +15,13 @@ import (
 
 	"github.com/tallyman-ci/tallyman/bq"
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/analysed"
 	"github.com/tallyman-ci/tallyman/sinks/row"
 )
 
-var update = flag.Bool("update", false, "write ../columns.txt")
+var update = flag.Bool("update", false, "write ../columns.txt, and analysed.sum where all SQL passes")
 
-const project, dataset = "a-project", "tallyman"
+const project, dataset = analysed.Project, analysed.Dataset
 
 // analyser knows the tables and views that were added so far.
 type analyser struct {
@@ -283,5 +284,40 @@ func TestStatements(t *testing.T) {
 	}
 	for _, sql := range bq.RefreshSQL(project, dataset) {
 		analyse("the refresh", sql)
+	}
+}
+
+// TestSums analyses all SQL once more, from the list that package analysed keeps, and
+// compares what it took with analysed.sum, by which the usual tests know that nothing
+// changed since.
+func TestSums(t *testing.T) {
+	a := newAnalyser(t)
+	for _, v := range bq.Views() {
+		columns, err := a.query(v.SQL)
+		if err != nil {
+			t.Fatalf("%s: %v", v.Name, err)
+		}
+		if err := a.add(v.Name, columns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range analysed.Statements() {
+		if _, err := googlesql.AnalyzeStatement(s.SQL, a.options, a.catalog, a.types); err != nil {
+			t.Errorf("%s: %v\n%s", s.Name, err, s.SQL)
+		}
+	}
+	const file = "analysed.sum"
+	got := strings.Join(analysed.Sums(), "\n") + "\n"
+	if *update && !t.Failed() {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is of other SQL (make sql UPDATE=1)", file)
 	}
 }
