@@ -59,6 +59,8 @@ type Options struct {
 	// ExitOnJobEnd ends the agent after the job that it was started for: the hooks
 	// start one agent for each job.
 	ExitOnJobEnd bool
+	// Problems are what the start passed over; Status tells them with the agent's own.
+	Problems []string
 	// FlushTimeout bounds the flush at the end; default 5 s.
 	FlushTimeout time.Duration
 	Logger       *slog.Logger
@@ -118,7 +120,7 @@ func New(o Options) *Agent {
 	if o.FlushTimeout == 0 {
 		o.FlushTimeout = 5 * time.Second
 	}
-	return &Agent{kernelCounters: "/proc/sysvipc/sem", sampled: map[string]int64{}, o: o, log: o.Logger, now: o.Now, started: o.Now()}
+	return &Agent{kernelCounters: "/proc/sysvipc/sem", sampled: map[string]int64{}, problems: slices.Clone(o.Problems), o: o, log: o.Logger, now: o.Now, started: o.Now()}
 }
 
 // Run receives until ctx ends, or, with ExitOnJobEnd, until the job's end; then it

@@ -68,10 +68,23 @@ func (p *program) agent(c *cli.Context) error {
 		return err
 	}
 	log, done, err := p.logger(c)
+	if err != nil && c.Bool("exit-on-job-end") {
+		// As in runForHook: without its log, or with more of it, the agent can work.
+		p.problems = append(p.problems, err.Error())
+		if err = c.Set("log-level", "info"); err == nil {
+			log, done, err = p.logger(c)
+		}
+		if err != nil {
+			log, done, err = slog.New(slog.NewTextHandler(p.stderr, nil)), func() {}, nil
+		}
+	}
 	if err != nil {
 		return err
 	}
 	defer done()
+	for _, problem := range p.problems {
+		log.Warn("an option is not used", "problem", problem)
+	}
 	v, _ := versionOf()
 	host := hook.HostFromEnvironment(p.environ)
 	if h := c.String("health"); h != "" {
@@ -83,7 +96,7 @@ func (p *program) agent(c *cli.Context) error {
 	store := hook.Options{StateDir: cfg.StateDir}
 	a := agent.New(agent.Options{
 		Config: cfg, Schemes: schemes(), Store: store.Store(), Host: host, Version: v,
-		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), OffFile: config.OffPath, FlushTimeout: c.Duration("flush-timeout"), Logger: log,
+		NoEvents: c.Bool("no-events"), ExitOnJobEnd: c.Bool("exit-on-job-end"), OffFile: config.OffPath, Problems: p.problems, FlushTimeout: c.Duration("flush-timeout"), Logger: log,
 	})
 	ctx, stop := context.WithCancel(c.Context)
 	defer stop()

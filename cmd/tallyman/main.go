@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -41,13 +43,19 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	environ        []string
+	problems       []string // of a start that went on in spite of them, see runForHook
 }
 
 // run runs one command line and returns its exit code.
 func (p *program) run(ctx context.Context, args []string) int {
 	// The runner fails a job whose hook does not exit 0, whatever went wrong in it.
 	hook := len(args) > 1 && args[1] == "hook"
-	err := p.app().RunContext(ctx, args)
+	var err error
+	if startedByHook(args) {
+		err = p.runForHook(ctx, args)
+	} else {
+		err = p.app().RunContext(ctx, args)
+	}
 	var usage *usageError
 	switch {
 	case hook:
@@ -68,6 +76,33 @@ func (p *program) run(ctx context.Context, args []string) int {
 	}
 	fmt.Fprintln(p.stderr, "tallyman: "+report.Safe(err.Error()))
 	return exitError
+}
+
+// startedByHook tells whether this is the agent that a job-started hook started.
+func startedByHook(args []string) bool {
+	return len(args) > 1 && args[1] == "agent" && slices.Contains(args, "--exit-on-job-end")
+}
+
+var badVariable = regexp.MustCompile(`from environment variable "(TALLYMAN_\w+)"`)
+
+// runForHook runs an agent that nobody watches start: a variable of the pod that makes no
+// sense (TALLYMAN_NO_EVENTS=yes) is passed over and told by the agent's log and status.
+// As an error it would cost the whole account, and be read by nobody.
+func (p *program) runForHook(ctx context.Context, args []string) error {
+	for {
+		err := p.app().RunContext(ctx, args)
+		if err == nil {
+			return nil
+		}
+		m := badVariable.FindStringSubmatch(err.Error())
+		if m == nil || os.Getenv(m[1]) == "" {
+			return err
+		}
+		p.problems = append(p.problems, report.Safe(fmt.Sprintf("%s=%s makes no sense and is not used", m[1], os.Getenv(m[1]))))
+		if err := os.Unsetenv(m[1]); err != nil {
+			return fmt.Errorf("unset %s: %w", m[1], err)
+		}
+	}
 }
 
 // errSaid ends a command with exit code 1 when its output has told why.
