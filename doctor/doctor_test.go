@@ -154,6 +154,20 @@ func configure(t *testing.T, root, text string) {
 	must(t, errors.Join(err, f.Close()))
 }
 
+// arcHook puts a hook of ARC's older images in the place of ours, with ours as a drop-in of
+// that mode.
+func arcHook(mode os.FileMode) func(t *testing.T, root string, in *doctor.Input) {
+	return func(t *testing.T, root string, _ *doctor.Input) {
+		hook, dir := root+"/hooks/job-started.sh", root+"/hooks/job-started.d"
+		must(t, os.Mkdir(dir, 0o755))
+		must(t, os.WriteFile(dir+"/20-other", []byte("#!/bin/sh\n"), 0o755))
+		must(t, os.Rename(hook, dir+"/50-tallyman"))
+		must(t, os.Chmod(dir+"/50-tallyman", mode))
+		must(t, os.WriteFile(hook, []byte("#!/bin/bash\nfor hook in "+dir+"/*; do \"$hook\" \"$@\"; done\n"), 0o755))
+		must(t, os.Chmod(hook, 0o755))
+	}
+}
+
 // staleSocket leaves a socket that nobody listens on, as a killed process does.
 func staleSocket(t *testing.T, path string) {
 	t.Helper()
@@ -362,6 +376,14 @@ func TestFaults(t *testing.T) {
 			"hook job-started", doctor.Fail, "does not begin with #!", "install"},
 		{"somebody else's hook", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.WriteFile(root+"/hooks/job-started.sh", []byte("#!/bin/sh\nexit 0\n"), 0o755))
+		}, "hook job-started", doctor.Fail, "is not Tallyman's hook", "chain_started"},
+		{"our script is a drop-in of ARC", arcHook(0o755),
+			"hook job-started", doctor.OK, "/hooks/job-started.sh", ""},
+		{"a drop-in that may not run", arcHook(0o644),
+			"hook job-started", doctor.Fail, "50-tallyman, which has mode", "chmod 0755"},
+		{"ARC's hook without our drop-in", func(t *testing.T, root string, in *doctor.Input) {
+			arcHook(0o755)(t, root, in)
+			must(t, os.Remove(root+"/hooks/job-started.d/50-tallyman"))
 		}, "hook job-started", doctor.Fail, "is not Tallyman's hook", "chain_started"},
 		{"a job may write the hook", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.Chmod(root+"/hooks/job-started.sh", 0o777))

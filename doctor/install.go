@@ -465,9 +465,41 @@ func hookFile(path string) (problem, do string) {
 	case !bytes.HasPrefix(data, []byte("#!")):
 		return "does not begin with #!: it was cut, or is no script", "install it again"
 	case !bytes.Contains(data, []byte("tallyman")):
+		if found, problem, do := dropIn(path, data); found {
+			return problem, do
+		}
 		return "is not Tallyman's hook and does not call it", "call `tallyman hook job-started` or `job-completed` from it, or set chain_started or chain_completed and use our script"
 	}
 	return "", ""
+}
+
+// dropIn looks for our script beside a hook that runs every file of a folder of its own
+// name, as job-started.sh and job-started.d of ARC's older images.
+func dropIn(path string, hook []byte) (found bool, problem, do string) {
+	dir := strings.TrimSuffix(path, ".sh") + ".d"
+	if !bytes.Contains(hook, []byte(filepath.Base(dir))) {
+		return false, "", ""
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return false, "", ""
+	}
+	for _, f := range files {
+		name := filepath.Join(dir, f.Name())
+		st, err := os.Stat(name)
+		if err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		data, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(data, []byte("tallyman")) {
+			continue
+		}
+		if st.Mode().Perm()&0o111 == 0 {
+			return true, fmt.Sprintf("runs %s, which has mode %v: the runner fails every job", name, st.Mode().Perm()), "chmod 0755 " + name
+		}
+		return true, "", ""
+	}
+	return false, "", ""
 }
 
 // runnerEnvironment finds the environment of the runner: that of a Worker or
