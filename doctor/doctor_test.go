@@ -255,7 +255,7 @@ func TestFaults(t *testing.T) {
 		}, "package", doctor.OK, "is diverted", ""},
 
 		{"nothing is amiss with what was installed", func(t *testing.T, root string, in *doctor.Input) { installed(t, root, "docker", "podman") },
-			"installation", doctor.OK, "2 shims and", ""},
+			"installation", doctor.OK, "shims: 2", ""},
 		{"an upgrade took the second tool's place", func(t *testing.T, root string, in *doctor.Input) {
 			system := installed(t, root, "docker", "podman")
 			must(t, os.Remove(system+"/usr/bin/podman"))

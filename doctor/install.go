@@ -171,7 +171,7 @@ func (x *examination) installation() {
 		x.add(result, name, p.Finding, p.Do)
 	}
 	if len(problems) == 0 {
-		x.ok(name, "%d shims and %d files are as tallyman install put them", len(account.Places), len(account.Files))
+		x.ok(name, "all that tallyman install put here is as it was (shims: %d, files: %d)", len(account.Places), len(account.Files))
 	}
 	seen := map[string]bool{tool: true}
 	for _, p := range account.Places {

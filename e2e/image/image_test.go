@@ -421,7 +421,7 @@ func testJob(t *testing.T) {
 		t.Errorf("the job summary: %q", job.Summary)
 	}
 	out, err := docker.Docker(docker.ctx, "exec", id, "tallyman", "doctor")
-	if err != nil || strings.Contains(out, "FAIL") || !strings.Contains(out, "is Tallyman's shim, and the first docker in PATH") || !strings.Contains(out, "1 shims and") {
+	if err != nil || strings.Contains(out, "FAIL") || !strings.Contains(out, "is Tallyman's shim, and the first docker in PATH") || !strings.Contains(out, "(shims: 1, ") {
 		t.Errorf("doctor: %v: %s", err, out)
 	}
 }
