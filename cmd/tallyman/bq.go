@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -27,7 +28,7 @@ func (p *program) bqCommands() []*cli.Command {
   tallyman bq apply --project acme-ci --dataset tallyman --dry-run
   tallyman bq terraform --project acme-ci --dataset tallyman > tallyman.tf
   tallyman bq views`,
-		Subcommands: []*cli.Command{p.bqApply(), p.bqTerraform(), p.bqRefresh(), p.bqViews()},
+		Subcommands: []*cli.Command{p.bqApply(), p.bqTerraform(), p.bqRefresh(), p.bqOwners(), p.bqViews()},
 	}}
 }
 
@@ -212,6 +213,43 @@ Examples:
 				return badUsage(c, "--days: want 1 to 4000, not %d", n)
 			}
 			_, err = fmt.Fprint(p.stdout, bq.RefreshScript(o.Project, o.Dataset, c.Int("days")))
+			return err
+		},
+	}
+}
+
+func (p *program) bqOwners() *cli.Command {
+	return &cli.Command{
+		Name: "owners", Usage: "print the script that says which team owns which repositories", ArgsUsage: "FILE",
+		Description: `FILE (- is standard input) has a pattern and a team on each line: acme/shop or acme/*, and a name.
+The last line that fits a repository counts; # begins a comment. The script puts these rules in the
+place of those that are there, for the views teams and traffic_by_team.
+
+Examples:
+  tallyman bq owners --project acme-ci OWNERS | bq query --project_id=acme-ci --use_legacy_sql=false`,
+		Flags: bqPlace(),
+		Action: func(c *cli.Context) error {
+			o, err := bqOptions(c)
+			if err != nil {
+				return err
+			}
+			if c.NArg() != 1 {
+				return badUsage(c, "%s wants one file", c.Command.HelpName)
+			}
+			in := p.stdin
+			if name := c.Args().First(); name != "-" {
+				f, err := os.Open(name)
+				if err != nil {
+					return fmt.Errorf("read owners: %w", err)
+				}
+				defer f.Close()
+				in = f
+			}
+			owners, err := bq.ParseOwners(in)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(p.stdout, bq.OwnersScript(o.Project, o.Dataset, owners))
 			return err
 		},
 	}

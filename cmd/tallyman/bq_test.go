@@ -14,6 +14,28 @@ import (
 	"github.com/tallyman-ci/tallyman/internal/fakebq"
 )
 
+// The scripts that the commands print are of the place that was named.
+func TestBQScripts(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"owners", "--project", "acme-ci", "-"}, exitOK, "INSERT INTO `acme-ci.tallyman.owners` (pattern, team, line) VALUES\n(\"acme/*\", \"@acme/all\", 1);\n"},
+		{[]string{"owners", "--project", "acme-ci"}, exitUsage, "wants one file"},
+		{[]string{"owners", "--project", "acme-ci", "none"}, exitError, "read owners: open none"},
+		{[]string{"refresh", "--project", "acme-ci", "--dataset", "fleet", "--days", "3"}, exitOK, "INTERVAL 3 DAY"},
+		{[]string{"refresh", "--project", "acme-ci", "--days", "0"}, exitUsage, "want 1 to 4000"},
+		{[]string{"views", "traffic"}, exitOK, "Which repository, workflow, job and actor call docker"},
+	} {
+		var out bytes.Buffer
+		p := program{stdin: strings.NewReader("acme/* @acme/all\n"), stdout: &out, stderr: &out}
+		if code := p.run(t.Context(), append([]string{"tallyman", "bq"}, c.args...)); code != c.code || !strings.Contains(out.String(), c.want) {
+			t.Errorf("%q ends with %d, want %d with %q: %s", c.args, code, c.code, c.want, out.String())
+		}
+	}
+}
+
 // The command in an empty project, against servers of both services: a dry run, the run, a second
 // one, and one that is refused. Google's fake of Pub/Sub has no policies to read.
 func TestBQApply(t *testing.T) {

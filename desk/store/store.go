@@ -163,26 +163,21 @@ func timestamp(t time.Time) string {
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-// owners reads rules: a pattern and a team on each line, # begins a comment.
+// owners fills the table of owners.
 func (s *Store) owners(ctx context.Context, r io.Reader) error {
 	if r == nil {
 		return nil
 	}
-	lines := bufio.NewScanner(r)
-	for n := int64(1); lines.Scan(); n++ {
-		text, _, _ := strings.Cut(lines.Text(), "#")
-		fields := strings.Fields(text)
-		switch len(fields) {
-		case 0:
-			continue
-		case 1:
-			return fmt.Errorf("owners, line %d: a pattern and a team are wanted, as in: acme/* @acme/platform", n)
-		}
-		if _, err := s.db.ExecContext(ctx, "INSERT INTO tallyman."+bq.Owners+" VALUES (?, ?, ?)", fields[0], fields[1], n); err != nil {
-			return fmt.Errorf("owners, line %d: %w", n, err)
+	rules, err := bq.ParseOwners(r)
+	if err != nil {
+		return err
+	}
+	for _, o := range rules {
+		if _, err := s.db.ExecContext(ctx, "INSERT INTO tallyman."+bq.Owners+" VALUES (?, ?, ?)", o.Pattern, o.Team, o.Line); err != nil {
+			return fmt.Errorf("owners, line %d: %w", o.Line, err)
 		}
 	}
-	return lines.Err()
+	return nil
 }
 
 // Refresh reads what was appended to the journals since, and returns a word that changes

@@ -26,7 +26,7 @@ const Project, Dataset = "a-project", "tallyman"
 type Statement struct{ Name, SQL string }
 
 // Statements returns all SQL: the queries of the views, the statements that make them and
-// refresh their tables, and the queries of the panels without and with each filter.
+// fill their tables and that of the owners, and the queries of the panels without and with each filter.
 func Statements() []Statement {
 	var out []Statement
 	for _, v := range bq.Views() {
@@ -35,6 +35,9 @@ func Statements() []Statement {
 	}
 	for i, sql := range bq.RefreshSQL(Project, Dataset) {
 		out = append(out, Statement{fmt.Sprint("refresh ", i+1), sql})
+	}
+	for i, sql := range bq.OwnersSQL(Project, Dataset, []bq.Owner{{Pattern: "acme/*", Team: `a "team" of \ ours`, Line: 1}}) {
+		out = append(out, Statement{fmt.Sprint("owners ", i+1), sql})
 	}
 	for _, p := range append(panels.All(), panels.Trust(), panels.Bounds()) {
 		for name, f := range map[string]panels.Filter{"panel ": {}, "filtered panel ": {Repository: "acme/shop", Workflow: "CI*", Image: "alpine:3"}} {
