@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -302,6 +303,7 @@ func cpuTime() time.Duration {
 // of the process needed is not the sink's.
 func forgetPeak(t testing.TB) {
 	t.Helper()
+	runtime.GC() // pools let go of their buffers at the second collection
 	debug.FreeOSMemory()
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
 		t.Logf("the peak of memory is that of the whole process: %v", err)
