@@ -7,7 +7,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
-	"github.com/tallyman-ci/tallyman/desk/store"
 )
 
 func reportCommand() *cli.Command {
@@ -24,13 +23,13 @@ func reportCommand() *cli.Command {
 			&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Category: which, Usage: "only this `OWNER/NAME`; * at the end stands for any text, as in the next ones"},
 			&cli.StringFlag{Name: "workflow", Aliases: []string{"w"}, Category: which, Usage: "only the workflow of this `NAME`"},
 			&cli.StringFlag{Name: "image", Category: which, Usage: "only this `IMAGE`, where a question is about images"},
-		}, pictureFlags()...),
+		}, append(pictureFlags(), storeFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if !pictured(c) {
 				return errors.New("report wants --html FILE (- is standard output)")
 			}
-			return picture(c, func(ctx context.Context, paths []string) (panels.Source, func() error, error) {
-				s, err := store.Open(ctx, paths, store.Options{Stdin: c.App.Reader})
+			return picture(c, func(_ context.Context, paths []string) (panels.Source, func() error, error) {
+				s, err := openStore(c, paths)
 				if err != nil {
 					return nil, nil, err
 				}

@@ -26,13 +26,13 @@ the page of tallyman-desk report at an address of this machine. Filters stand in
 Examples:
   tallyman-desk serve /var/log/tallyman
   tallyman-desk serve --listen 127.0.0.1:8080 runner-1/journal requests.jsonl`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "listen", Value: "127.0.0.1:0", Usage: "listen on `ADDRESS`; port 0 takes a free one"},
 			&cli.DurationFlag{Name: "every", Value: 5 * time.Second, Usage: "`TIME` between two looks of an open page"},
 			&cli.StringSliceFlag{Name: "host", Usage: "answer to this `NAME` too; may be repeated"},
 			&cli.BoolFlag{Name: "allow-remote", Usage: "listen where other machines can reach it; they may read everything"},
 			&cli.StringFlag{Name: "title", Value: "Who uses docker", Usage: "`TITLE` of the page"},
-		},
+		}, storeFlags()...),
 		Action: serveLive,
 	}
 }
@@ -52,7 +52,7 @@ func serveLive(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	src, err := store.Open(c.Context, c.Args().Slice(), store.Options{})
+	src, err := openStore(c, c.Args().Slice())
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
