@@ -37,12 +37,13 @@ var now = time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
 
 // kernel is a kernel that knows what it is told.
 type kernel struct {
-	release     string
-	peer, exits error
+	release           string
+	peer, exits, open error
 }
 
 func (k kernel) Release() string  { return k.release }
 func (k kernel) PeerPidfd() error { return k.peer }
+func (k kernel) OpenPidfd() error { return k.open }
 func (k kernel) ExitInfo() error  { return k.exits }
 
 // install makes an installation with nothing wrong in a folder of its own.
@@ -567,10 +568,16 @@ func TestFaults(t *testing.T) {
 			setenv(in, "DOCKER_HOST", "unix://"+root+"/late.sock")
 		}, "daemon clock", doctor.Warn, "differs by 1h", "clocks"},
 
+		{"a kernel of 5.2", func(t *testing.T, root string, in *doctor.Input) {
+			in.Kernel = kernel{"5.2.0-3-amd64", unix.ENOPROTOOPT, unix.ENOTTY, unix.ENOSYS}
+		}, "durations", doctor.Warn, "5.2.0-3-amd64 gives no descriptors of processes", "5.3"},
 		{"a kernel of 6.1", func(t *testing.T, root string, in *doctor.Input) {
-			in.Kernel = kernel{"6.1.0-13-amd64", unix.ENOPROTOOPT, unix.ENOTTY}
-		}, "durations", doctor.Warn, "6.1.0-13-amd64", "6.5"},
-		{"a kernel of 6.8", func(t *testing.T, root string, in *doctor.Input) { in.Kernel = kernel{"6.8.0", nil, unix.ENOTTY} },
+			in.Kernel = kernel{"6.1.0-13-amd64", unix.ENOPROTOOPT, unix.ENOTTY, nil}
+		}, "durations", doctor.OK, "in the same pid namespace", ""},
+		{"exit codes on a kernel of 6.1", func(t *testing.T, root string, in *doctor.Input) {
+			in.Kernel = kernel{"6.1.0-13-amd64", unix.ENOPROTOOPT, unix.ENOTTY, nil}
+		}, "exit codes", doctor.Warn, "failed pulls and builds are not seen", "6.15"},
+		{"a kernel of 6.8", func(t *testing.T, root string, in *doctor.Input) { in.Kernel = kernel{"6.8.0", nil, unix.ENOTTY, nil} },
 			"exit codes", doctor.Warn, "failed pulls and builds are not seen", "6.15"},
 
 		{"no DogStatsD address", func(t *testing.T, root string, in *doctor.Input) { setenv(in, "DD_DOGSTATSD_URL", "") },

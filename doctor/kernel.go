@@ -20,6 +20,9 @@ type Kernel interface {
 	// PeerPidfd is nil where a socket gives a descriptor of the peer's process
 	// (SO_PEERPIDFD, Linux 6.5).
 	PeerPidfd() error
+	// OpenPidfd is nil where such a descriptor can be had by a number of a process
+	// (pidfd_open, Linux 5.3), which means the same process in one pid namespace only.
+	OpenPidfd() error
 	// ExitInfo is nil where such a descriptor tells the exit code (PIDFD_GET_INFO
 	// with PIDFD_INFO_EXIT, Linux 6.15).
 	ExitInfo() error
@@ -27,12 +30,16 @@ type Kernel interface {
 
 func (x *examination) kernel() {
 	release := x.in.Kernel.Release()
-	if err := x.in.Kernel.PeerPidfd(); err != nil {
-		x.add(Warn, "durations", fmt.Sprintf("Linux %s does not give descriptors of a socket's peer (%v): durations of calls are upper bounds, exit codes are unknown", release, err),
-			"use Linux 6.5 or later for durations, 6.15 or later for exit codes")
+	switch err := x.in.Kernel.PeerPidfd(); {
+	case err == nil:
+		x.ok("durations", "Linux %s tells when a call ended", release)
+	case x.in.Kernel.OpenPidfd() == nil:
+		x.ok("durations", "Linux %s tells when a call ended, to an agent in the same pid namespace", release)
+	default:
+		x.add(Warn, "durations", fmt.Sprintf("Linux %s gives no descriptors of processes (%v): durations of calls are upper bounds, exit codes are unknown", release, err),
+			"use Linux 5.3 or later for durations, 6.15 or later for exit codes")
 		return
 	}
-	x.ok("durations", "Linux %s tells when a call ended", release)
 	if err := x.in.Kernel.ExitInfo(); err != nil {
 		x.add(Warn, "exit codes", fmt.Sprintf("Linux %s does not tell the exit code of another's process (%v): failed pulls and builds are not seen", release, err),
 			"use Linux 6.15 or later")
@@ -62,6 +69,14 @@ func (realKernel) PeerPidfd() error {
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
 	fd, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, soPeerPidfd)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+func (realKernel) OpenPidfd() error {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ type Ends struct {
 // The rungs of the ladder, from the top.
 var rungs = []struct{ name, gives, wants string }{
 	{"pidfd_info", "exit code and duration", "Linux 6.15 and the agent in the shim's pid namespace"},
-	{"pidfd_poll", "duration, no exit code", "Linux 6.5"},
+	{"pidfd_poll", "duration, no exit code", "Linux 5.3 (6.5 for an agent in another pid namespace)"},
 	{"socket_eof", "an upper bound of the duration, no exit code", "any Linux"},
 	{"unknown", "neither", ""},
 }

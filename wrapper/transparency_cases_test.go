@@ -40,7 +40,7 @@ var allSignals = func() (all []int) {
 func (st *stage) cases() []*transparencyCase {
 	all := []*transparencyCase{
 		{name: "plainly", ways: []way{lean, leanAgent, usual, usualAgent}},
-		{name: "with an agent on Linux before 6.5", ways: []way{leanOldAgent}, run: runUntilAnswered},
+		{name: "with an agent on Linux before 5.3", ways: []way{leanOldAgent}, run: runUntilAnswered},
 
 		{name: "odd arguments", ids: []string{"SH-21"}, args: []string{"", "a b", "\xff\xfe\x80", "*", "--", "\n", "-", "=", "\u2028", "\x01\x1b[2J"}, run: runForArguments},
 		{name: "no argument but the name", sees: map[string]string{"number of arguments": "1"}},

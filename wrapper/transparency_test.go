@@ -93,7 +93,7 @@ var (
 	// With an agent, the shim has a socket open and waits.
 	leanAgent    = way{name: "lean, agent", build: "lean", agent: '1'}
 	usualAgent   = way{name: "usual, agent", build: "usual", agent: '1'}
-	leanOldAgent = way{name: "lean, agent on Linux before 6.5", build: "lean", agent: '2'}
+	leanOldAgent = way{name: "lean, agent on Linux before 5.3", build: "lean", agent: '2'}
 )
 
 // A transparencyCase is one way of starting docker.
