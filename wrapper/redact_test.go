@@ -115,11 +115,35 @@ func (m *lineMaker) strong(where string) string {
 // own makes a secret of the job, and returns it in one of its forms.
 func (m *lineMaker) own(where string) string {
 	secret := pick(m, []string{"", "p@ss ", "x+y/", "\u00f6\u00e4", "qu\"ote\\", "100%"}) + m.chars(6+m.n(24), letters)
+	name := pick(m, []string{"NPM_TOKEN", "DB_PASSWORD", "MY_SECRET", "X_API_KEY", "GH_PAT", "A_DSN", "SLACK_WEBHOOK", "GITHUB_TOKEN", "INPUT_PASSWORD", "ACTIONS_RUNTIME_TOKEN",
+		"INPUT_MY-PAT", "GPG_PASSPHRASE", "PASS"})
+	plain := strings.Trim(secret, letters) == "" // no character that means something in a URL or a list
 	value := secret
-	if m.one(4) {
+	switch m.n(12) {
+	case 0, 1:
 		value = "line one of it\n" + secret + "\nlast line here"
+	case 2:
+		value = "line one of it\r\n" + secret + "\r\n"
+	case 3, 4:
+		text, _ := json.MarshalIndent(map[string]any{"project": "acme", "hosts": []any{map[string]any{"user": "u", pick(m, []string{"password", "auth", "private_key"}): secret}}}, "", pick(m, []string{"", " "}))
+		value = string(text)
+	case 5:
+		if plain {
+			value = pick(m, []string{"user:", "postgres://u:", "https://"}) + secret
+			if strings.Contains(value, "//") {
+				value += "@h.test/x?y=1"
+			}
+		}
+	case 6:
+		if plain {
+			name, value = "INPUT_SECRETS", "A=1\nGIT_AUTH="+secret+"\nB=\"2\""
+		}
+	case 7:
+		if plain {
+			value = "Authorization: Bearer " + secret
+		}
 	}
-	m.environ = append(m.environ, pick(m, []string{"NPM_TOKEN", "DB_PASSWORD", "MY_SECRET", "X_API_KEY", "GH_PAT", "A_DSN", "SLACK_WEBHOOK", "GITHUB_TOKEN", "INPUT_PASSWORD", "ACTIONS_RUNTIME_TOKEN"})+"="+value)
+	m.environ = append(m.environ, name+"="+value)
 	m.plant(secret, where+" (the job's own)")
 	text := strings.Repeat("u", m.n(3)) + secret + strings.Repeat("z", m.n(3))
 	switch m.n(9) {
