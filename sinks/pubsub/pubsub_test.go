@@ -40,7 +40,18 @@ func TestMain(m *testing.M) {
 	for _, name := range []string{"PUBSUB_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"} {
 		os.Unsetenv(name)
 	}
-	goleak.VerifyTestMain(m)
+	dir, err := os.MkdirTemp("", "pubsub")
+	if err == nil {
+		err = trustOne(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 // servePstest is Google's fake of the service in a process of its own. It forgets all
