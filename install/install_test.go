@@ -494,6 +494,38 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
+// A tool that is a script stands under both names for a moment of an uninstall: its
+// interpreter may have been started and not have opened it yet.
+func TestUninstallOfAScript(t *testing.T) {
+	s := newStage(t)
+	s.docker("/usr/bin/docker", "1")
+	before := s.tree()
+	s.install()
+	p, err := Uninstall(s.o)
+	must(t, err)
+	back := slices.IndexFunc(p.Steps, func(step Step) bool { return strings.HasPrefix(step.Text, "put the real docker back") })
+	if back < 0 {
+		t.Fatalf("%+v", p.Steps)
+	}
+	must(t, p.Steps[back].do())
+	s.says("/usr/bin/docker", "docker 1")
+	s.says("/usr/bin/docker.original", "docker 1")
+	s.uninstall()
+	same(t, s.tree(), before)
+
+	// A binary has no such moment, and is renamed.
+	data, err := os.ReadFile("/bin/true")
+	must(t, err)
+	must(t, os.WriteFile(s.root+"/usr/bin/docker", data, 0o755))
+	s.install()
+	p, err = Uninstall(s.o)
+	must(t, err)
+	must(t, p.Steps[slices.IndexFunc(p.Steps, func(step Step) bool { return strings.HasPrefix(step.Text, "put the real docker back") })].do())
+	if _, err := os.Lstat(s.root + "/usr/bin/docker.original"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("docker.original: %v", err)
+	}
+}
+
 // A tool that a job started with too many rights moves docker away and puts a script of
 // its own there. That script is not the real docker: neither an install nor an uninstall
 // takes it for that.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // ErrNothing is returned by Uninstall where there is nothing of ours.
@@ -98,12 +99,14 @@ func (p *planner) giveBackOne(place Place) error {
 	case s.st != nil && !s.shim && s.realSt != nil && !s.twin && place.Diverted && s.divertedToReal():
 		return fmt.Errorf("%s is not the shim any more, and %s is what its package installed: remove the one that is not wanted (rm %[1]s, or rm %[2]s), then run it again", s.path, s.real)
 	case (s.st == nil || s.shim) && s.realSt != nil:
-		p.step(func() error {
-			if err := os.Rename(realAt, at); err != nil {
-				return err
-			}
-			return syncDir(filepath.Dir(at))
-		}, "put the real %s back at %s", s.tool, s.path)
+		script := p.t.script(s.real) != nil
+		p.step(func() error { return giveBack(realAt, at, script) }, "put the real %s back at %s", s.tool, s.path)
+		if script {
+			p.step(func() error {
+				time.Sleep(interpreterStarts)
+				return removeIfThere(realAt)
+			}, "remove %s", s.real)
+		}
 	case s.shim:
 		p.note("the real %s at %s is gone, so nothing can be put back at %s", s.tool, s.real, s.path)
 		p.step(func() error { return removeIfThere(at) }, "remove the shim at %s", s.path)
@@ -115,6 +118,26 @@ func (p *planner) giveBackOne(place Place) error {
 		p.step(func() error { return p.t.divert("--remove", name) }, "end the diversion of %s", name)
 	}
 	return nil
+}
+
+// interpreterStarts is the time in which an interpreter that the kernel has started has
+// opened its script: it does so by the path, of docker.original while a shim stands
+// before it.
+const interpreterStarts = 50 * time.Millisecond
+
+// giveBack puts the real tool at its path in one rename(2). With keep it stands at
+// both afterwards, where the file system has hard links.
+func giveBack(realAt, at string, keep bool) error {
+	linked := false
+	if keep {
+		linked = replace(at, func(temp string) error { return os.Link(realAt, temp) }) == nil
+	}
+	if !linked {
+		if err := os.Rename(realAt, at); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(at))
 }
 
 func lexists(outside string) bool {
