@@ -487,10 +487,11 @@ func (p *parser) value(name, value string) (shown string) {
 	return p.redactValue(name, value)
 }
 
-// cacheImage takes the image of a cache, which its reference alone may name.
+// cacheImage takes the image of a cache, which its reference alone may name; the builder
+// without buildx takes several of those, apart by commas.
 func (p *parser) cacheImage(value string) {
 	if !strings.Contains(value, "=") {
-		p.image(value)
+		p.imageList(value)
 	} else if csvValue(value, "type") == "registry" {
 		p.image(csvValue(value, "ref"))
 	}

@@ -326,7 +326,7 @@ func (s *scrubber) redactMembers(list string, cache bool) string {
 		return redacted
 	}
 	if !strings.Contains(list, "=") {
-		if cache && validReference(list) && s.keep(list) {
+		if cache && s.imageList(list) == list {
 			return list
 		}
 		return wordOf(list, "true false") // --provenance=false
