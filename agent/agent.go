@@ -181,11 +181,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	sinksDone.Wait()
 	a.gauges() // of a job shorter than gaugesEvery too
 	err = errors.Join(err, a.close())
-	if err != nil {
-		a.log.Error("agent ended", "error", err)
-	} else {
-		a.log.Info("agent ended")
-	}
+	a.log.Info("agent ended")
 	return err
 }
 
