@@ -563,7 +563,8 @@ func assignment(s string) bool {
 			start--
 		}
 		value := strings.TrimLeft(s[i+1:], " \"'")
-		if value != "" && (s[i] == '=' || value[0] != '/') && secretName(s[start:end]) {
+		host := start > 0 && s[start-1] == '@' // git@auth.example.com:acme/app.git
+		if value != "" && !host && (s[i] == '=' || value[0] != '/') && secretName(s[start:end]) {
 			return true
 		}
 	}
