@@ -55,6 +55,12 @@ build: ## Build bin/docker-shim and bin/tallyman
 	$(GO) run ./internal/leanbuild -o bin/docker-shim ./cmd/docker-shim
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)" -o bin/tallyman ./cmd/tallyman
 
+# DuckDB is C++: cgo, and a binary for the machine that builds it only.
+.PHONY: desk
+desk: ## Build bin/tallyman-desk (wants a C++ compiler)
+	@mkdir -p bin
+	CGO_ENABLED=1 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)" -o bin/tallyman-desk ./cmd/tallyman-desk
+
 .PHONY: setup
 setup: ## Install what demo and tests need by apt (root), or say what is missing
 	@scripts/setup.sh git:git dockerd:docker.io docker:docker.io docker-registry:docker-registry busybox:busybox-static \

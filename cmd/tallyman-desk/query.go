@@ -57,6 +57,9 @@ func openStore(c *cli.Context, paths []string) (*store.Store, error) {
 	if st := s.Stats(); st.Unread > 0 {
 		fmt.Fprintf(c.App.ErrWriter, "%d lines are no records and are in no answer; %d records are\n", st.Unread, st.Records)
 	}
+	if s.Stats().Records == 0 { // as good as empty is any folder that is no journal
+		fmt.Fprintf(c.App.ErrWriter, "there are no records in %s: is it a journal?\n", report.Safe(strings.Join(paths, ", ")))
+	}
 	return s, nil
 }
 

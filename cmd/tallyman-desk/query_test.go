@@ -3,10 +3,26 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tallyman-ci/tallyman/bq"
 )
+
+// docs/desk.md lists each view with its question.
+func TestDocumentedViews(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/desk.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range bq.Views() {
+		if row := "| `tallyman." + v.Name + "` | " + v.Question + " |\n"; !strings.Contains(string(doc), row) {
+			t.Errorf("docs/desk.md lacks %s", row)
+		}
+	}
+}
 
 // Each script in testdata/query is a session of a user.
 func TestQuery(t *testing.T) {

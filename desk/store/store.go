@@ -92,6 +92,10 @@ func Open(ctx context.Context, paths []string, o Options) (_ *Store, err error) 
 		"SET memory_limit = '" + strconv.FormatInt(memory>>20, 10) + "MiB'",
 		"SET threads = " + strconv.Itoa(threads),
 		"SET preserve_insertion_order = false",
+		// The database does not outlive the process. To make it fit for that after each load
+		// would take longer than the load, and at the end a minute for ten million records.
+		"SET checkpoint_threshold = '1TB'",
+		"PRAGMA disable_checkpoint_on_shutdown",
 		"SET temp_directory = " + quote(filepath.Join(s.dir, "spill")),
 		// A query of somebody's own reads no file and no address, and changes none of this.
 		"SET allowed_directories = [" + quote(s.dir) + "]",
