@@ -45,7 +45,9 @@ var variants = []struct {
 	cuts       []cut
 }{
 	{"full", "`tallyman`", "", nil},
-	{"no-pubsub", "without `pubsub:`", "", []cut{
+	// Both have Pub/Sub's library, so that leaving out one of them saves little.
+	{"no-bq", "without `tallyman bq` (`-tags nobq`)", "nobq", nil},
+	{"no-pubsub", "without `tallyman bq` and `pubsub:`", "nobq", []cut{
 		{"cmd/tallyman/sinks_google.go", "pubsub.Scheme(), "}, {"cmd/tallyman/sinks_google.go", "\t\"github.com/tallyman-ci/tallyman/sinks/pubsub\"\n"}}},
 	{"no-cloudlogging", "without `cloudlogging:`", "", []cut{
 		{"cmd/tallyman/sinks_google.go", ", cloudlogging.Scheme()"}, {"cmd/tallyman/sinks_google.go", "\t\"github.com/tallyman-ci/tallyman/sinks/cloudlogging\"\n"}}},
@@ -92,6 +94,10 @@ func run() error {
 		case "slim":
 			slim = program
 			note = fmt.Sprintf("saves %s", megabytes(fullSize-n))
+		case "no-bq":
+			note = fmt.Sprintf("so that command costs %s", megabytes(fullSize-n))
+		case "no-pubsub":
+			note = fmt.Sprintf("so the two cost %s", megabytes(fullSize-n))
 		default:
 			note = fmt.Sprintf("so that sink costs %s", megabytes(fullSize-n))
 		}
