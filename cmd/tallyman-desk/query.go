@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/bq"
+	"github.com/tallyman-ci/tallyman/desk/panels"
 	"github.com/tallyman-ci/tallyman/desk/store"
 	"github.com/tallyman-ci/tallyman/report"
 )
@@ -81,6 +82,7 @@ Examples:
   tallyman-desk query --list`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Value: "table", Usage: "`table`, csv or json (JSON Lines)"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not say on standard error how much of the truth the records hold"},
 			&cli.BoolFlag{Name: "list", Usage: "list the views and their questions"},
 		}, storeFlags()...),
 		Action: query,
@@ -111,6 +113,11 @@ func query(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	if !c.Bool("quiet") {
+		if err := trust(c, s); err != nil {
+			return err
+		}
+	}
 	ask := func(sql string) error {
 		w := form(c.App.Writer)
 		return errors.Join(s.Each(c.Context, sql, w.head, w.row), w.flush())
@@ -137,6 +144,22 @@ func query(c *cli.Context) (err error) {
 		return fmt.Errorf("%d of %d questions were not answered", wrong, asked)
 	}
 	return nil
+}
+
+// trust says on standard error how much of the truth is in the answers.
+func trust(c *cli.Context, s *store.Store) error {
+	sql, params := panels.Parameters(panels.Trust().SQL, panels.DuckDB, panels.Filter{From: time.Unix(0, 0), To: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)})
+	t, err := s.Query(c.Context, sql, params...)
+	if err != nil {
+		return fmt.Errorf("ask how far the answers can be trusted: %w", err)
+	}
+	of := map[string]any{}
+	for i, name := range t.Columns {
+		of[name] = t.Rows[0][i]
+	}
+	_, err = fmt.Fprintf(c.App.ErrWriter, "%v of %v jobs recorded; job of a call known by: sealed %v, environment %v, inferred %v, none %v; %v records lost, %v holes of unknown size\n",
+		of["recorded"], of["jobs"], of["sealed"], of["environment"], of["inferred"], of["none"], of["lost"], of["holes"])
+	return err
 }
 
 // statement is SQL without the semicolon at its end.

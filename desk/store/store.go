@@ -102,11 +102,10 @@ func Open(ctx context.Context, paths []string, o Options) (_ *Store, err error) 
 		"SET enable_external_access = false",
 		"SET lock_configuration = true",
 		"CREATE SCHEMA tallyman",
-		macros,
 		"CREATE TABLE tallyman.records (" + columns(func(name, kind string) string { return `"` + name + `" ` + kind }) + ")",
 		"CREATE TABLE tallyman." + bq.Owners + ` (pattern VARCHAR, team VARCHAR, line BIGINT)`,
 	}
-	for _, q := range setup {
+	for _, q := range append(setup, macros...) {
 		if _, err := s.db.ExecContext(ctx, q); err != nil {
 			return nil, fmt.Errorf("prepare the database: %w", err)
 		}

@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/tallyman-ci/tallyman/desk/panels"
 )
 
 func TestRefreshReadsWhatWasAppended(t *testing.T) {
@@ -127,6 +130,32 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		} else if name != "no path" && !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// An account without losses has none, and not an unknown number of them.
+func TestCountOfNothing(t *testing.T) {
+	s, err := Open(t.Context(), []string{journalOf(t, small[:4]...)}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got := rows(t, s, "SELECT COUNTIF(lost IS NULL), COUNT(*) FROM tallyman.losses"); got[0] != "0|0" {
+		t.Errorf("of no losses COUNTIF and COUNT are %s", got[0])
+	}
+	for _, p := range append(panels.All(), panels.Trust()) {
+		sql, params := panels.Parameters(p.SQL, panels.DuckDB, panels.Filter{From: at("00:00:00"), To: at("00:00:00").Add(time.Second)})
+		table, err := s.Query(t.Context(), sql, params...)
+		if err != nil {
+			t.Fatalf("%s: %v", p.ID, err)
+		}
+		for _, row := range table.Rows {
+			for i, v := range row {
+				if c := p.Columns[i]; v == nil && c.Unit == panels.Count {
+					t.Errorf("panel %s of no records: %s is NULL", p.ID, c.Name)
+				}
+			}
 		}
 	}
 }

@@ -26,8 +26,12 @@ var rules = []struct {
 	{regexp.MustCompile(`\bAS STRING\)`), `AS VARCHAR)`},
 }
 
-// macros are functions of GoogleSQL that DuckDB knows under no name.
-const macros = `CREATE MACRO tallyman.FIRST_GROUP(s, pattern) AS NULLIF(REGEXP_EXTRACT(s, pattern, 1), '')`
+// macros are functions of GoogleSQL that DuckDB knows under no name, or knows otherwise: its
+// own COUNTIF of no rows is NULL, and GoogleSQL's is 0.
+var macros = []string{
+	`CREATE MACRO tallyman.FIRST_GROUP(s, pattern) AS NULLIF(REGEXP_EXTRACT(s, pattern, 1), '')`,
+	`CREATE MACRO COUNTIF(condition) AS COUNT(*) FILTER (WHERE condition)`,
+}
 
 // Translate writes a query of package bq for DuckDB.
 func Translate(sql string) string {
