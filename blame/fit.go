@@ -102,6 +102,7 @@ func (p *problem) prepare() {
 		for u := range p.units {
 			un := &p.units[u]
 			for b, start := range un.starts {
+				first := -1
 				for j := range classes {
 					from, to := p.span(start, un.ends[b], j)
 					if from >= to {
@@ -110,7 +111,14 @@ func (p *problem) prepare() {
 					if pass == 0 {
 						p.x[u*classes+j] += to - from
 					}
-					i := searchRow(p.rows, from-p.width)
+					// A class begins where the one before it ends, so one search is enough.
+					if first < 0 {
+						first = searchRow(p.rows, from-p.width)
+					}
+					for first < len(p.rows) && p.rows[first].t <= from-p.width {
+						first++
+					}
+					i := first
 					for ; i < len(p.rows) && p.rows[i].t < to; i++ {
 						w := min(to, p.rows[i].t+p.width) - max(from, p.rows[i].t)
 						if w <= 0 {

@@ -195,15 +195,22 @@ func assumeEnds(builds []Build) (assumed int) {
 	if len(every) > 0 {
 		usual = median(every)
 	}
+	// Once for each candidate: journals without any ends are as long as others.
+	usually := make(map[Candidate]time.Duration, len(known))
+	for c, of := range known {
+		if len(of) >= 3 {
+			usually[c] = median(of)
+		}
+	}
 	for i := range builds {
 		b := &builds[i]
 		if !b.End.IsZero() && !b.End.Before(b.Start) {
 			continue
 		}
 		assumed++
-		d := usual
-		if of := known[ByJob.of(b.Candidate)]; len(of) >= 3 {
-			d = median(of)
+		d, ok := usually[ByJob.of(b.Candidate)]
+		if !ok {
+			d = usual
 		}
 		b.End = b.Start.Add(d)
 	}

@@ -84,10 +84,11 @@ func main() {
 	seeds := flag.Int("seeds", 20, "fleets for each load")
 	headline := flag.Int("headline", 100, "fleets for the first load")
 	only := flag.Int("only", -1, "number of the only load to run, from 0")
+	first := flag.Uint64("first", 0, "seed of the first fleet of each load, to play a load in pieces")
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "fleets at once")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, *seeds, *headline, *only, *workers)
+	err := run(ctx, *seeds, *headline, *only, *workers, *first)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "blamebench:", err)
@@ -95,7 +96,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, seeds, headline, only, workers int) error {
+func run(ctx context.Context, seeds, headline, only, workers int, first uint64) error {
 	fmt.Println("200 workflows, 3 guilty, 500 jobs, one address, 10 % missing, 2 s skew, as much background as guilt, where a load says nothing else")
 	fmt.Printf("%-34s %5s | %-17s | %-17s | %-17s | %-31s | %s\n", "", "", "likelihood", "count of overlaps", "lift", "what the method says of itself", "")
 	fmt.Printf("%-34s %5s | %5s %5s %5s | %5s %5s %5s | %5s %5s %5s | %7s %7s %8s %5s | %s\n", "load", "seeds",
@@ -113,7 +114,7 @@ func run(ctx context.Context, seeds, headline, only, workers int) error {
 			wg.Go(func() {
 				for s := w; s < n; s += workers {
 					c := l.config
-					c.Seed = uint64(s)
+					c.Seed = first + uint64(s)
 					scores[s], errs[s] = one(ctx, c, l.full)
 					if k := done.Add(1); k%10 == 0 {
 						fmt.Fprintf(os.Stderr, "%s: %d of %d fleets\n", l.name, k, n)
