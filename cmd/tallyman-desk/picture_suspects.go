@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"slices"
 	"strings"
@@ -38,7 +39,9 @@ func suspects(ctx context.Context, src panels.Source, paths []string, f panels.F
 	defer closeAll()
 	requests, builds := blame.NewRequests(), blame.NewBuilds()
 	builds.From, builds.To = f.From, f.To
-	seen := map[string]bool{} // a request that was imported twice was made once
+	// A request that was imported twice was made once. Ids are kept as hashes: there can be
+	// millions, and two of ten million are alike by chance once in 300,000 pages.
+	seen, hash := map[uint64]struct{}{}, maphash.MakeSeed()
 	for _, s := range sources {
 		for n := 0; ; n++ {
 			if n&1023 == 0 && ctx.Err() != nil {
@@ -60,8 +63,12 @@ func suspects(ctx context.Context, src panels.Source, paths []string, f panels.F
 				continue
 			}
 			within := (f.From.IsZero() || !r.TS.Before(f.From)) && (f.To.IsZero() || r.TS.Before(f.To))
-			if h := r.HTTP; within && h.PeriodNS == 0 && anonymousGit(h) && !seen[r.ID] {
-				seen[r.ID] = true
+			if h := r.HTTP; within && h.PeriodNS == 0 && anonymousGit(h) {
+				id := maphash.String(hash, r.ID)
+				if _, twice := seen[id]; twice {
+					continue
+				}
+				seen[id] = struct{}{}
 				requests.Add(r.TS, max(h.Count, 1), blame.Mark{UserAgent: h.UserAgent, Asked: h.Repository, Addr: h.RemoteAddr})
 			}
 		}

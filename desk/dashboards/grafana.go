@@ -133,11 +133,19 @@ func drawn(p panels.Panel) object {
 			set("custom.hidden", true)
 		}
 		if colour, ok := map[panels.Tone]string{panels.Bad: "red", panels.Warn: "orange", panels.Good: "green", panels.Quiet: "gray"}[c.Tone]; ok {
-			set("color", object{"mode": "fixed", "fixedColor": colour})
+			if c.ToneFrom > 0 {
+				set("color", object{"mode": "thresholds"})
+				set("thresholds", object{"mode": "absolute", "steps": []object{{"color": "blue", "value": nil}, {"color": colour, "value": c.ToneFrom}}})
+			} else {
+				set("color", object{"mode": "fixed", "fixedColor": colour})
+			}
 		}
 		if c.Bar {
 			set("custom.cellOptions", object{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"})
 			set("min", 0)
+			if c.Unit == panels.Share {
+				set("max", 1)
+			}
 		}
 		if link != "" && c.Unit == panels.Text && (i+1 == len(p.Columns) || p.Columns[i+1].Unit != panels.Text) {
 			set("links", []object{{"title": "Open the log", "url": `${__data.fields["` + link + `"]}`, "targetBlank": true}})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,13 +17,17 @@ type answers struct {
 	rows   int
 	text   string
 	broken string // part of a query that has no answer
-	asked  []string
+
+	mu    sync.Mutex // panels are asked at the same time
+	asked []string
 }
 
 func (a *answers) Dialect() panels.Dialect { return panels.DuckDB }
 
 func (a *answers) Query(_ context.Context, sql string, params ...panels.Param) (panels.Table, error) {
+	a.mu.Lock()
 	a.asked = append(a.asked, sql)
+	a.mu.Unlock()
 	for _, p := range params {
 		if t, ok := p.Value.(time.Time); ok && t.IsZero() {
 			return panels.Table{}, errors.New("asked without a range")

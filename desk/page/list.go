@@ -63,6 +63,9 @@ func list(r panels.Result, live *Live) *listView {
 			for _, row := range rows {
 				most = max(most, number(row[i]))
 			}
+			if c.Unit == panels.Share {
+				most = 1 // more than the whole is cut there
+			}
 		}
 	}
 	v.Names = strings.Join(titles, " · ")
@@ -102,9 +105,7 @@ func list(r panels.Result, live *Live) *listView {
 				case c.Unit == panels.Time || c.Unit == panels.Days:
 					cell.Class = "t"
 				}
-				if number(row[i]) > 0 {
-					cell.Tone = string(c.Tone)
-				}
+				cell.Tone = tone(c, row[i])
 				out.Cells = append(out.Cells, cell)
 			}
 		}
@@ -112,6 +113,14 @@ func list(r panels.Result, live *Live) *listView {
 		v.Rows = append(v.Rows, out)
 	}
 	return v
+}
+
+// tone is the colour of a number: none where there is nothing that it warns of.
+func tone(c panels.Column, v any) string {
+	if n := number(v); n <= 0 || n < c.ToneFrom {
+		return ""
+	}
+	return string(c.Tone)
 }
 
 // maxFilter bounds the text of a filter in a link.
@@ -149,8 +158,8 @@ func bar(columns []panels.Column, row []any, bars []int, most float64) template.
 			continue
 		}
 		class := "fill"
-		if tone := columns[bars[i]].Tone; tone != "" {
-			class += " " + string(tone)
+		if tone := tone(columns[bars[i]], row[bars[i]]); tone != "" {
+			class += " " + tone
 		}
 		if i > 0 {
 			class += " pale"

@@ -18,8 +18,9 @@
         const panel = open.closest("[id]");
         now.querySelector("#" + CSS.escape(panel.id) + " details")?.setAttribute("open", "");
       }
-      const made = page.getElementById("made");
-      if (made) document.getElementById("made").textContent = made.textContent;
+      // The head names the time that the answers are about.
+      const about = page.querySelector(".about");
+      if (about) document.querySelector(".about")?.replaceChildren(...about.childNodes);
       const active = document.activeElement;
       if (before.innerHTML === now.innerHTML) return;
       const at = before.contains(active) ? [...before.querySelectorAll("a,summary,[tabindex]")].indexOf(active) : -1;

@@ -112,6 +112,7 @@ func Render(w io.Writer, p Page) error {
 type view struct {
 	Title, Policy, Version, Range, Asked string
 	Generated                            string
+	Nothing                              bool // no record is in the time that the page is about
 	Sources                              []string
 	More                                 int
 	Style, Script                        template.HTML
@@ -159,6 +160,7 @@ func (p *Page) view() view {
 	v := view{
 		Title: text(p.Title), Policy: Policy(p.Live != nil), Version: p.Version,
 		Generated: stamp(p.Generated), Range: rangeText(p.From, p.To), Asked: asked(p.Filter),
+		Nothing: !p.From.IsZero() && !p.From.Before(p.To),
 		// The hash in the policy is that of the element's text, to the byte.
 		Style: template.HTML("<style>" + pageCSS + "</style>"),
 		Trust: p.trustView(),
@@ -223,9 +225,7 @@ func (p *Page) panelView(r panels.Result) panelView {
 	case panels.Figures:
 		for i, c := range r.Columns {
 			f := figureView{Value: value(c.Unit, r.Table.Rows[0][i]), Title: c.Title, Note: c.Note}
-			if number(r.Table.Rows[0][i]) > 0 {
-				f.Tone = string(c.Tone) // nothing lost is nothing bad
-			}
+			f.Tone = tone(c, r.Table.Rows[0][i])
 			v.Figures = append(v.Figures, f)
 		}
 	case panels.Activity:

@@ -85,8 +85,10 @@ func Blamed(r blame.Result) *Suspects {
 		{Title: "up to", Unit: panels.Count, Bar: true, Note: "upper bound of the 90 % interval"},
 		{Title: "at least", Unit: panels.Count, Note: "lower bound of the 90 % interval"},
 		{Title: "per build", Unit: panels.Number},
+		{Title: "evidence", Unit: panels.Text, Note: "standard deviations above what the same builds get when they are moved in time; it ranks"},
 		{Title: "by chance", Unit: panels.Text, Note: "how likely evidence this strong is if it had nothing to do with the requests"},
 		{Title: "rank", Unit: panels.Text, Note: "where it lies in 90 % of the resamples"},
+		{Title: "by overlaps", Unit: panels.Text, Note: "its rank by the plain count of requests during its builds, which ranks who is busy"},
 		{Title: "named", Unit: panels.Text},
 	}}}
 	for _, x := range r.Suspects {
@@ -95,8 +97,8 @@ func Blamed(r blame.Result) *Suspects {
 		}
 		first := x.Members[0]
 		what := strings.Join(filled(first.Step, first.Image, first.Target), " ")
-		if n := len(x.Members) - 1; n > 0 {
-			what = strings.TrimSpace(fmt.Sprintf("%s and %s that always ran at the same time", what, plural(int64(n), "other")))
+		if others := x.Members[1:]; len(others) > 0 {
+			what = strings.TrimSpace(what + " " + twins(others))
 		}
 		link := ""
 		if len(x.Examples) > 0 {
@@ -112,9 +114,24 @@ func Blamed(r blame.Result) *Suspects {
 			named = "yes"
 		}
 		s.Ranking.Table.Rows = append(s.Ranking.Table.Rows, []any{first.Repository, first.Workflow, first.Job, what, link,
-			x.Requests.Value, x.Requests.High, x.Requests.Low, x.PerBuild, chance, rank, named})
+			x.Requests.Value, x.Requests.High, x.Requests.Low, x.PerBuild, fmt.Sprintf("%.1f sd", x.Evidence), chance, rank, fmt.Sprint(x.OverlapRank), named})
 	}
 	return s
+}
+
+// maxTwins is how many are named of those that cannot be told apart from the first.
+const maxTwins = 2
+
+// twins names those whose builds always ran at the same time, any of whom may be it.
+func twins(others []blame.Candidate) string {
+	var names []string
+	for _, c := range others[:min(maxTwins, len(others))] {
+		names = append(names, "or "+text(c.String()))
+	}
+	if n := len(others) - maxTwins; n > 0 {
+		names = append(names, "or "+plural(int64(n), "other"))
+	}
+	return strings.Join(names, ", ") + ": their builds always ran at the same time"
 }
 
 func round(f float64) string { return value(panels.Count, f) }

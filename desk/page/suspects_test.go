@@ -15,7 +15,7 @@ func ranking(verdict blame.Verdict, name string) blame.Result {
 		Explained: blame.Estimate{Value: 1150, Low: 1090, High: 1204}, Coverage: blame.Coverage{Share: 0.9, From: "run numbers"}, Shift: 2 * time.Second,
 		Method: []string{"Requests are counted in bins.\nPoisson maximum likelihood, " + name},
 		Suspects: []blame.Suspect{
-			{Rank: 1, RankLow: 1, RankHigh: 1, Named: true, PValue: 0.001, PerBuild: 12.5, Requests: blame.Estimate{Value: 800, Low: 760, High: 850},
+			{Rank: 1, RankLow: 1, RankHigh: 1, Named: true, PValue: 0.001, Evidence: 12.34, OverlapRank: 57, PerBuild: 12.5, Requests: blame.Estimate{Value: 800, Low: 760, High: 850},
 				Members: []blame.Candidate{{Repository: name, Workflow: name, Job: "build", Image: name}}, Examples: []blame.Example{{JobURL: "https://github.com/acme/x/actions/runs/1"}}},
 			{Rank: 2, RankLow: 1, RankHigh: 4, PValue: 0.2, PerBuild: 1.5, Requests: blame.Estimate{Value: 40, Low: 0, High: 90},
 				Members: []blame.Candidate{{Repository: "acme/a"}, {Repository: "acme/b"}}, Examples: []blame.Example{{JobURL: "javascript:alert(1)"}}},
@@ -30,7 +30,7 @@ func TestBlamed(t *testing.T) {
 		p.Suspects = Blamed(ranking(verdict, "acme/x"))
 		got := render(t, p)
 		for _, want := range []string{say, "1,204 of 1,310 requests fall into builds.", "90 % of the builds are believed to be recorded (run numbers)", "2 (1 to 4)", "up to", "850", "760", "0.001",
-			"1 other that always ran at the same time", "Poisson maximum likelihood", "The server’s clock is 2.0 s off", `href="https://github.com/acme/x/actions/runs/1"`} {
+			"or acme/b: their builds always ran at the same time", "12.3 sd", ">57<", "Poisson maximum likelihood", "The server’s clock is 2.0 s off", `href="https://github.com/acme/x/actions/runs/1"`} {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: the page does not say %q", verdict, want)
 			}

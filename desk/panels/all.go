@@ -69,7 +69,7 @@ func All() []Panel {
 SELECT c.calls, c.failed, c.time_ns, c.runs, p.pulls, k.containers, c.unattributed, l.lost
 FROM (
   SELECT COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, SUM(duration_ns) AS time_ns,
-    COUNT(DISTINCT run_id) AS runs, COUNTIF(repository = '') / NULLIF(COUNT(*), 0) AS unattributed
+    COUNT(DISTINCT NULLIF(run_id, '')) AS runs, COUNTIF(repository = '') / NULLIF(COUNT(*), 0) AS unattributed
   FROM tallyman.calls
   WHERE ts >= @from AND ts < @to
     AND @only(repository, workflow, images)
@@ -112,7 +112,7 @@ ORDER BY hour`,
 			Columns: []Column{{Name: "hour", Title: "hour", Unit: Time}, {Name: "ok", Title: "ended well", Unit: Count}, {Name: "unknown", Title: "end not known", Unit: Count, Tone: Quiet}, failed}},
 
 		{ID: "repositories", Section: who, Kind: "invocation", Title: "Repositories", Question: "Whose jobs call docker most?", Chart: Bars, SQL: `
-SELECT repository, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT run_id) AS runs, SUM(duration_ns) AS time_ns
+SELECT repository, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT NULLIF(run_id, '')) AS runs, SUM(duration_ns) AS time_ns
 FROM tallyman.calls
 WHERE ts >= @from AND ts < @to
   AND @only(repository, workflow, images)
@@ -121,7 +121,7 @@ ORDER BY calls DESC, repository
 LIMIT 10`,
 			Columns: []Column{repository, calls, failed, runs, busy}},
 		{ID: "workflows", Section: who, Kind: "invocation", Title: "Workflows", Question: "Which workflows keep docker busy longest?", Chart: Bars, SQL: `
-SELECT repository, workflow, SUM(duration_ns) AS time_ns, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT run_id) AS runs
+SELECT repository, workflow, SUM(duration_ns) AS time_ns, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT NULLIF(run_id, '')) AS runs
 FROM tallyman.calls
 WHERE ts >= @from AND ts < @to
   AND @only(repository, workflow, images)
@@ -152,7 +152,7 @@ LIMIT 10`,
 			Columns: []Column{{Name: "team", Title: "team", Unit: Text}, calls, failed, {Name: "repositories", Title: "repositories", Unit: Count}, busy},
 			Empty:   "No repository has an owner: the table owners says who owns what."},
 		{ID: "actors", Section: who, Kind: "invocation", Title: "People and bots", Question: "Who triggered the jobs that call docker?", Chart: Bars, SQL: `
-SELECT actor, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT run_id) AS runs, SUM(duration_ns) AS time_ns
+SELECT actor, COUNT(*) AS calls, COUNTIF(outcome = 'failed') AS failed, COUNT(DISTINCT NULLIF(run_id, '')) AS runs, SUM(duration_ns) AS time_ns
 FROM tallyman.calls
 WHERE ts >= @from AND ts < @to
   AND actor <> ''
@@ -172,7 +172,7 @@ ORDER BY hour`,
 			Columns: []Column{{Name: "hour", Title: "hour", Unit: Time}, {Name: "docker_hub", Title: "Docker Hub", Unit: Count}, {Name: "ghcr", Title: "ghcr.io", Unit: Count}, {Name: "others", Title: "other registries", Unit: Count}},
 			Empty:   noPulls},
 		{ID: "pulled-images", Section: images, Kind: "event", Title: "Images", Question: "Which images are pulled, and by how many repositories?", Chart: Bars, SQL: `
-SELECT image, registry, COUNT(*) AS pulls, COUNT(DISTINCT repository) AS repositories, COUNT(DISTINCT node) AS nodes
+SELECT image, registry, COUNT(*) AS pulls, COUNT(DISTINCT NULLIF(repository, '')) AS repositories, COUNT(DISTINCT NULLIF(node, '')) AS nodes
 FROM tallyman.pulls
 WHERE ts >= @from AND ts < @to
   AND @only(repository, workflow, image)
@@ -187,8 +187,8 @@ FROM tallyman.dockerhub_limit
 WHERE hour >= @from AND hour < @to
 GROUP BY node
 ORDER BY in_window DESC, node
-LIMIT 10`, Note: "Docker Hub lets an IPv4 address pull 100 times in six hours without a login. Hosts behind one NAT share an address: add them up.",
-			Columns: []Column{{Name: "node", Title: "host", Unit: Text}, {Name: "in_window", Title: "most in 6 hours", Unit: Count, Bar: true, Tone: Warn}, {Name: "used", Title: "of the limit", Unit: Share, Tone: Warn}, {Name: "pulls", Title: "in all", Unit: Count}},
+LIMIT 10`, Note: "A full bar is the limit: Docker Hub lets an IPv4 address pull 100 times in six hours without a login. Hosts behind one NAT share an address: add them up.",
+			Columns: []Column{{Name: "node", Title: "host", Unit: Text}, {Name: "in_window", Title: "most in 6 hours", Unit: Count}, {Name: "used", Title: "of the limit", Unit: Share, Tone: Bad, ToneFrom: 0.8, Bar: true}, {Name: "pulls", Title: "in all", Unit: Count}},
 			Empty:   noPulls},
 		{ID: "failed-pulls", Section: images, Kind: "invocation", Title: "Failed pulls", Question: "Which images could not be pulled, and in whose jobs?", Chart: Bars, SQL: `
 SELECT image, repository, workflow, job, MAX(job_url) AS job_url, COUNT(*) AS failed, MAX(exit_code) AS exit_code, MAX(ts) AS last
@@ -265,7 +265,7 @@ WHERE ts >= @from AND ts < @to
 GROUP BY cause, source
 ORDER BY lost DESC, holes DESC, cause, source
 LIMIT 10`, Note: "A hole of unknown size is counted as one hole, not as records.",
-			Columns: []Column{{Name: "cause", Title: "cause", Unit: Text}, {Name: "source", Title: "part", Unit: Text}, {Name: "lost", Title: "records", Unit: Count, Tone: Bad, Bar: true}, {Name: "holes", Title: "holes of unknown size", Unit: Count, Tone: Bad}, {Name: "times", Title: "times", Unit: Count}, {Name: "last", Title: "last (UTC)", Unit: Time}},
+			Columns: []Column{{Name: "cause", Title: "cause", Unit: Text}, {Name: "source", Title: "part", Unit: Text}, {Name: "lost", Title: "records", Unit: Count, Tone: Bad, Bar: true}, {Name: "holes", Title: "holes", Note: "losses of unknown size", Unit: Count, Tone: Bad}, {Name: "times", Title: "times", Unit: Count}, {Name: "last", Title: "last (UTC)", Unit: Time}},
 			Empty:   "No loss was recorded. What bypasses the shim and the daemon is in no account: see the coverage below."},
 
 		{ID: "requests", Section: servers, Kind: "http", Title: "Imported requests over time", Question: "When did servers see requests of the fleet, and how many did they refuse?", Chart: Activity, Wide: true, SQL: `

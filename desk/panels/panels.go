@@ -56,13 +56,14 @@ const (
 
 // Column is one column of an answer, in the query's order.
 type Column struct {
-	Name  string // in the query
-	Title string // for people
-	Unit  Unit
-	Tone  Tone
-	Bar   bool   // the list's bars show this number
-	Sets  string // the filter that a click on the value sets: repository, workflow or image
-	Note  string // a few words for those who do not know what is counted
+	Name     string // in the query
+	Title    string // for people
+	Unit     Unit
+	Tone     Tone
+	ToneFrom float64 // the least number that has the tone; 0: any above 0
+	Bar      bool    // the list's bars show this number; those of a share end at the whole
+	Sets     string  // the filter that a click on the value sets: repository, workflow or image
+	Note     string  // a few words for those who do not know what is counted
 }
 
 // Panel is one question with its answer's form.

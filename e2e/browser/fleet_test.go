@@ -92,6 +92,31 @@ var images = []string{"docker.io/library/golang:1.24-bookworm", "alpine:3.20", "
 // are given, so that a test can choose hostile ones.
 func write(t *testing.T, jobs int, repositories, workflows []string) string {
 	t.Helper()
+	return writeAll(t, jobs, repositories, workflows, "")
+}
+
+// writeRequested writes a fleet's journal with the requests that a server saw of it: the
+// builds of acme/billing ask without credentials, and others outside of the fleet do.
+func writeRequested(t *testing.T, jobs int) string {
+	t.Helper()
+	return writeAll(t, jobs, repositories, workflows, "acme/billing")
+}
+
+// requests are what a server saw: a burst soon after at.
+func (f *fleet) requests(at time.Time, n int) {
+	for range n {
+		status := 200
+		if f.rand.IntN(3) == 0 {
+			status = 401
+		}
+		f.add(line{TS: at.Add(time.Duration(f.rand.ExpFloat64() * 8e9)).Truncate(time.Second), Kind: "http", By: "none", HTTP: map[string]any{
+			"source": "github-csv", "row": f.n, "count": 1, "method": "GET", "host": "github.com", "path": "/acme/lib/info/refs", "class": "git-refs", "repository": []string{"acme/lib", "acme/protos"}[f.rand.IntN(2)],
+			"status": status, "user_agent": []string{"git/2.39.5", "git/2.47.3"}[f.rand.IntN(2)], "remote_addr": "192.0.2.7", "anonymous": true}})
+	}
+}
+
+func writeAll(t *testing.T, jobs int, repositories, workflows []string, guilty string) string {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "journal.jsonl")
 	out, err := os.Create(name)
 	if err != nil {
@@ -132,6 +157,11 @@ func write(t *testing.T, jobs int, repositories, workflows []string) string {
 				f.call("run", took, exit, image)
 				f.event("container", "die", id, image, map[string]any{"exit_code": exit, "duration_ns": int64(took), "oom": exit == 137})
 			case 3:
+				if repository == guilty {
+					f.requests(f.at.Add(10*time.Second), 4+f.rand.IntN(8))
+				} else if guilty != "" && f.rand.IntN(6) == 0 {
+					f.requests(day.Add(-time.Duration(f.rand.Float64()*48*float64(time.Hour))), 5)
+				}
 				f.call("build", 4*took, exit%125, "acme/app:"+run)
 			}
 		}

@@ -37,10 +37,11 @@ func (b *tab) fits(l look) {
 	out := eval[[]string](b, `[...document.querySelectorAll("main *, header *")].filter(e => {
 		if (e.closest("svg, .scroll, .skip, thead")) return false;
 		const r = e.getBoundingClientRect();
-		return r.width > 0 && (r.right > innerWidth + 1 || r.left < -1);
+		const panel = e.closest(".panel")?.getBoundingClientRect() ?? { left: 0, right: innerWidth };
+		return r.width > 0 && (r.right > panel.right + 1 || r.left < panel.left - 1);
 	}).map(e => e.tagName + "." + e.className + " " + e.textContent.slice(0, 40))`)
 	for _, s := range out {
-		b.t.Errorf("%s: outside of the screen: %s", l.name, s)
+		b.t.Errorf("%s: outside of its panel or the screen: %s", l.name, s)
 	}
 }
 

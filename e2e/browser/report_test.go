@@ -2,9 +2,11 @@ package browser
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +72,63 @@ func TestReport(t *testing.T) {
 				t.Errorf("answers that could not be had: %v", said)
 			}
 			b.shot("report-" + l.name)
+			b.quiet(only(url))
+		})
+	}
+	t.Run("widths", func(t *testing.T) {
+		b := open(t)
+		for _, width := range []int64{360, 545, 640, 768, 900, 960, 1024, 1440, 1920} {
+			l := look{name: fmt.Sprint(width), width: width, height: 900}
+			b.as(l)
+			b.goTo(url)
+			b.fits(l)
+		}
+		b.quiet(only(url))
+	})
+}
+
+// One record is enough for a page: figures of one, one column in time, no division by nothing.
+func TestOneRecord(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "one.jsonl")
+	const one = `{"id":"01993000-0000-7000-8000-000000000002","ts":"2026-11-01T08:00:01.5Z","kind":"invocation","schema":1,"by":"sealed","ci":{"repository":"acme/shop","workflow":"CI","job":"test","run_id":"1"},"host":{"name":"r1"},"invocation":{"tool":"docker","command":"pull","images":["alpine"],"argc":3,"pid":1,"ppid":1,"uid":1}}`
+	if err := os.WriteFile(name, []byte(one+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	url := "file://" + report(t, name)
+	for _, l := range []look{looks[2], looks[3]} {
+		b := open(t)
+		b.as(l)
+		b.goTo(url)
+		b.fits(l)
+		if text := eval[string](b, "document.body.innerText"); regexp.MustCompile(`\bNaN|\bInf\b`).MatchString(text) || !strings.Contains(text, "acme/shop") {
+			t.Errorf("the page of one record: %s", text)
+		}
+		if n := eval[int](b, `document.querySelectorAll("#activity svg rect.s1, #activity svg rect.quiet").length`); n == 0 {
+			t.Error("the one call is not in the chart")
+		}
+		b.shot("one-" + l.name)
+		b.quiet(only(url))
+	}
+}
+
+// Whoever caused imported requests is ranked on the page, with verdict, interval and evidence,
+// and readable at all widths.
+func TestSuspects(t *testing.T) {
+	name := report(t, writeRequested(t, 900))
+	url := "file://" + name
+	for _, l := range []look{looks[1], looks[2], looks[3], {name: "tablet-light", width: 768, height: 1024}} {
+		t.Run(l.name, func(t *testing.T) {
+			b := open(t)
+			b.as(l)
+			b.goTo(url)
+			b.fits(l)
+			if first := eval[string](b, `document.querySelector("#suspects tbody th .main").textContent`); first != "acme/billing" {
+				t.Errorf("the first suspect is %s", first)
+			}
+			if verdict := eval[string](b, `document.querySelector("#suspects .verdict").textContent`); !strings.Contains(verdict, "named") {
+				t.Errorf("the verdict: %s", verdict)
+			}
+			b.shot("suspects-" + l.name)
 			b.quiet(only(url))
 		})
 	}
