@@ -61,6 +61,11 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 		if c.NArg() > 0 {
 			return fmt.Errorf("--from asks BigQuery; %s cannot be read at the same time", report.Safe(c.Args().First()))
 		}
+		for _, flag := range storeFlags() {
+			if name := flag.Names()[0]; c.IsSet(name) {
+				return fmt.Errorf("--%s is for journals, and --from asks BigQuery%s", name, map[string]string{"owners": " (tallyman bq owners fills its table of owners)"}[name])
+			}
+		}
 		d, err := openDataset(c, from, &f)
 		if err != nil {
 			return err

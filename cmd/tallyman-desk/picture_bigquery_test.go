@@ -91,6 +91,10 @@ func TestPictureFromBigQuery(t *testing.T) {
 	}
 	all := len(panels.All()) + 1
 
+	if _, err := run("--dry-run", "--owners", name); err == nil || !strings.Contains(err.Error(), "tallyman bq owners") || h.dry != 0 {
+		t.Errorf("a file of owners beside BigQuery: %v, and %d estimates", err, h.dry)
+	}
+
 	say, err := run("--dry-run")
 	if err != nil || len(h.queries) != 0 || h.dry != all {
 		t.Errorf("a dry run made %d queries and %d estimates: %v", len(h.queries), h.dry, err)

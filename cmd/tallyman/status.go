@@ -101,7 +101,11 @@ func describe(s agent.Status, now time.Time) string {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "%-9s %s\n", name, report.Safe(fmt.Sprintf(format, args...)))
 	}
-	line("agent", "version %s, pid %d, up %s", s.Version, s.PID, now.Sub(s.Started).Round(time.Second))
+	up := "for an unknown time"
+	if !s.Started.IsZero() { // an agent of another version may not say
+		up = now.Sub(s.Started).Round(time.Second).String()
+	}
+	line("agent", "version %s, pid %d, up %s", s.Version, s.PID, up)
 	job := s.Job
 	if job == "" {
 		job = "none"

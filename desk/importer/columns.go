@@ -235,15 +235,15 @@ func (x *table) layout() error {
 
 // listing names the columns there are, for an error.
 func (x *table) listing(heads []string, named bool) string {
+	if len(heads) == 0 {
+		return "no columns"
+	}
 	if !named {
 		return "columns without headings, #1 to #" + strconv.Itoa(len(heads))
 	}
 	var list []string
 	for _, h := range heads[:min(len(heads), 40)] {
 		list = append(list, strconv.Quote(x.safe.text(h)))
-	}
-	if len(list) == 0 {
-		return "no columns"
 	}
 	return strings.Join(list, ", ")
 }
