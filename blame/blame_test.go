@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -216,5 +217,45 @@ func TestBuildsOfRecords(t *testing.T) {
 	c.Add(call("x", "build"))
 	if _, last, ok := c.Span(); !ok || !last.Equal(at.Add(time.Minute)) {
 		t.Errorf("the build ends at %s", last)
+	}
+}
+
+// Who starts when a guilty one starts fits what the guilty one's builds did that nobody
+// recorded. It is judged by the builds at which the guilty one is recorded.
+func TestCompanyOfTheGuilty(t *testing.T) {
+	f := sim.Run(sim.Config{Seed: 11, Hours: 12, Jobs: 60, Workflows: 30, Guilty: 1, Missing: 0.3})
+	q, b := read(f)
+	c := guilty(f)[0]
+	company := blame.Candidate{Repository: "acme/company", Workflow: "CI", Job: "build"}
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, x := range f.Builds {
+		var who blame.Candidate
+		if who.Repository, who.Workflow, who.Job = f.Candidate(x.Workflow); who == c {
+			start := x.Start.Add(time.Duration(40e9 * (r.Float64() - r.Float64())))
+			b.AddBuild(blame.Build{Candidate: company, Start: start, End: start.Add(3 * time.Minute)}, x.RunNumber)
+		}
+	}
+	found, err := blame.Rank(context.Background(), q, b, only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first := found.Suspects[0]; len(first.Members) != 1 || first.Members[0] != c {
+		t.Errorf("the first suspect is %v, and %v is guilty", first.Members, c)
+	}
+	for _, s := range found.Suspects {
+		if s.Members[0] == company && s.Evidence > 6 { // 4.9, and 7.5 by all of its builds
+			t.Errorf("the company of the guilty has evidence of %.1f against it", s.Evidence)
+		}
+	}
+}
+
+// A timetable starts many at the hour. Those are told apart by the rest of their builds.
+func TestTimetableIsNoCompany(t *testing.T) {
+	f := sim.Run(sim.Config{Seed: 9, Hours: 8, Missing: 0.1, Skew: 2 * time.Second})
+	r := rank(t, f, only)
+	for _, s := range r.Suspects[:3] {
+		if len(s.Members) > 1 {
+			t.Errorf("%v are taken for one", s.Members)
+		}
 	}
 }

@@ -109,7 +109,7 @@ func Rank(ctx context.Context, q *Requests, b *Builds, o Options) (*Result, erro
 	}
 	k.gather()
 	k.coarsen()
-	shift, err := k.shift(ctx)
+	shift, err := k.shift(ctx, b)
 	if err != nil {
 		return nil, err
 	}

@@ -103,6 +103,36 @@ func (q *Requests) move(seconds int64) {
 	q.last += seconds
 }
 
+// middle keeps the part, as long as length, around the request in the middle of those
+// between from and to, in seconds.
+func (q *Requests) middle(from, to, length int64) {
+	inside := int64(0)
+	for _, c := range q.cells {
+		if t := c.bin * q.width; t >= from && t < to {
+			inside += int64(c.n)
+		}
+	}
+	begin, passed := from, int64(0)
+	for _, c := range q.cells {
+		if t := c.bin * q.width; t >= from && t < to {
+			if passed += int64(c.n); 2*passed >= inside {
+				begin = t - length/2
+				break
+			}
+		}
+	}
+	begin = max(from, min(begin, to-length))
+	part := q.cells[:0]
+	q.total, q.first, q.last = 0, begin, begin+length
+	for _, c := range q.cells {
+		if t := c.bin * q.width; t >= begin && t < begin+length {
+			part = append(part, c)
+			q.total += int64(c.n)
+		}
+	}
+	q.cells, q.sorted = part, len(part)
+}
+
 // compact merges equal cells, and makes them fewer where that was not enough.
 func (q *Requests) compact() {
 	q.merge()

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 )
 
 // tryShifts are how far ahead of the runners the server's clock is tried, in seconds.
@@ -15,11 +16,22 @@ import (
 var tryShifts = []float64{0, -90, -60, -40, -25, -15, -8, 15, 30, 60, 90}
 
 // shift finds how much the server's clock is ahead: the shift of the likeliest quick fit.
-func (k *ranking) shift(ctx context.Context) (float64, error) {
+func (k *ranking) shift(ctx context.Context, b *Builds) (float64, error) {
 	if k.Shift != nil {
 		return k.Shift.Seconds(), nil
 	}
-	ll, err := k.quickFits(ctx, tryShifts)
+	part := k
+	if k.result.To.Sub(k.result.From) > shiftHours*time.Hour*4/3 {
+		// A part of the time says it, and sooner. It is one that requests are in.
+		q := k.q.clone()
+		q.middle(k.result.From.Unix(), k.result.To.Unix(), shiftHours*3600)
+		t := &ranking{Options: k.Options, q: q, result: &Result{}}
+		if q.total > 0 && t.prepare(b) == nil {
+			t.gather()
+			part = t
+		}
+	}
+	ll, err := part.quickFits(ctx, tryShifts)
 	if err != nil {
 		return 0, err
 	}
@@ -30,11 +42,14 @@ func (k *ranking) shift(ctx context.Context) (float64, error) {
 		}
 	}
 	// What is hardly likelier than no shift is none.
-	if ll[best]-ll[0] < 25+0.01*float64(k.q.total) {
+	if ll[best]-ll[0] < 25+0.01*float64(part.q.total) {
 		return 0, nil
 	}
 	return tryShifts[best], nil
 }
+
+// shiftHours is how much time the difference of the clocks is estimated from.
+const shiftHours = 6
 
 // quickFits returns the log likelihood of short fits in wide bins for each shift.
 func (k *ranking) quickFits(ctx context.Context, shifts []float64) ([]float64, error) {
@@ -79,10 +94,20 @@ func (k *ranking) lead() {
 	slices.SortFunc(order, func(a, b int) int {
 		return cmp.Or(cmp.Compare(k.candidates[b].n, k.candidates[a].n), cmp.Compare(a, b))
 	})
+	// Starts are counted in slots, and those of neighbouring slots are half alike. Slots are
+	// as fine as the classes of lags: jobs that one push starts, half a minute apart and
+	// in either order, are told apart by the lag.
 	starts := make([]map[int]float64, len(k.candidates))
 	norm := make([]float64, len(k.candidates))
-	const slot = 20.0
+	const slot = 4.0
 	slots := max(1, k.p.length/slot)
+	common := func(a, b map[int]float64) float64 {
+		dot := 0.0
+		for s, v := range a {
+			dot += v * (b[s] + (b[s-1]+b[s+1])/2)
+		}
+		return dot
+	}
 	for i := range k.candidates {
 		starts[i] = map[int]float64{}
 		n := 0.0
@@ -92,10 +117,7 @@ func (k *ranking) lead() {
 				n++
 			}
 		}
-		for _, v := range starts[i] {
-			norm[i] += v * v
-		}
-		norm[i] = math.Sqrt(max(norm[i]-n*n/slots, 1e-9))
+		norm[i] = math.Sqrt(max(common(starts[i], starts[i])-2*n*n/slots, 1e-9))
 	}
 	taken := make([]bool, len(k.candidates))
 	for at, i := range order {
@@ -110,11 +132,7 @@ func (k *ranking) lead() {
 			if at >= 40 || taken[j] || n < 3 || other < 3 || min(n, other)/max(n, other) < 0.5 {
 				continue
 			}
-			dot := -n * other / slots
-			for s, v := range starts[i] {
-				dot += v * starts[j][s]
-			}
-			if dot/norm[i]/norm[j] > alike {
+			if (common(starts[i], starts[j])-2*n*other/slots)/norm[i]/norm[j] > alike {
 				taken[j] = true
 				l.members = append(l.members, j)
 			}
@@ -133,9 +151,12 @@ func (k *ranking) lead() {
 // named whose evidence is beyond the strongest of any candidate in any placebo, as by
 // the maximum statistic of Westfall and Young (1993).
 func (k *ranking) convict(ctx context.Context, shift float64) error {
-	intensity := k.p.intensities(k.m)
-	for _, l := range k.leads {
-		l.ev = k.p.evidenceOf(k.m, l.units, intensity, moves, k.r)
+	groups := make([][]int, len(k.leads))
+	for i, l := range k.leads {
+		groups[i] = l.units
+	}
+	for i, ev := range k.p.evidences(k.m, groups, k.r) {
+		k.leads[i].ev = ev
 	}
 	slices.SortStableFunc(k.leads, func(a, b *lead) int { return cmp.Compare(b.ev.z, a.ev.z) })
 	if k.Placebos == 0 {
@@ -155,7 +176,7 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		if err := p.fit(ctx, m, fitSteps); err != nil {
 			return err
 		}
-		intensity := p.intensities(m)
+		groups = groups[:0]
 		for c := range k.candidates {
 			all++
 			n := 0.0
@@ -163,8 +184,11 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 				n += m.n[u]
 			}
 			if n >= 2 {
-				chance = append(chance, p.evidenceOf(m, k.candidates[c].units, intensity, moves, k.r).z)
+				groups = append(groups, k.candidates[c].units)
 			}
+		}
+		for _, ev := range p.evidences(m, groups, k.r) {
+			chance = append(chance, ev.z)
 		}
 	}
 	slices.SortFunc(chance, func(a, b float64) int { return cmp.Compare(b, a) })
@@ -331,7 +355,7 @@ func (k *ranking) resample(ctx context.Context) error {
 				out.z[l] += weight * ld.ev.score[b]
 				n += weight
 			}
-			out.z[l] = (out.z[l] - n*ld.ev.mean) / max(ld.ev.sd, 1e-9)
+			out.z[l] = ld.ev.deviate((out.z[l] - n*ld.ev.mean) / max(ld.ev.sd, 1e-9))
 		}
 		samples[i] = out
 	}

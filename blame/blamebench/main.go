@@ -284,8 +284,14 @@ func print(l load, scores []score) {
 		}
 		return part(a, b)
 	}
-	fmt.Printf("%-34s %5d | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %5.2f %5.2f %5.2f | %7s %7s %8s %5.2f | %.1f\n", l.name, len(scores),
-		t.one/n, t.five/n, t.exact/n, t.countOne/n, t.countFive/n, t.countEx/n, t.liftOne/n, t.liftFive/n, t.liftEx/n,
+	mean := func(sum float64) string {
+		if t.guilty == 0 {
+			return "-" // nobody can be found
+		}
+		return fmt.Sprintf("%.2f", sum/n)
+	}
+	fmt.Printf("%-34s %5d | %5s %5s %5s | %5s %5s %5s | %5s %5s %5s | %7s %7s %8s %5.2f | %.1f\n", l.name, len(scores),
+		mean(t.one), mean(t.five), mean(t.exact), mean(t.countOne), mean(t.countFive), mean(t.countEx), mean(t.liftOne), mean(t.liftFive), mean(t.liftEx),
 		self(t.rightly, t.named), self(t.rightly, t.guilty), self(t.inside, t.intervals), coverage, t.took.Seconds()/n)
 	if !l.full {
 		return

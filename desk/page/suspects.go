@@ -89,7 +89,7 @@ func Blamed(r blame.Result) *Suspects {
 		{Title: "by chance", Unit: panels.Text, Note: "how likely evidence this strong is if it had nothing to do with the requests"},
 		{Title: "rank", Unit: panels.Text, Note: "where it lies in 90 % of the resamples"},
 		{Title: "by overlaps", Unit: panels.Text, Note: "its rank by the plain count of requests during its builds, which ranks who is busy"},
-		{Title: "named", Unit: panels.Text},
+		{Title: "stands out", Unit: panels.Text, Note: "beyond the strongest evidence that chance gave anybody; the verdict says whether that names somebody"},
 	}}}
 	for _, x := range r.Suspects {
 		if len(x.Members) == 0 {

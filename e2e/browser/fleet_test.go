@@ -123,6 +123,7 @@ func writeAll(t *testing.T, jobs int, repositories, workflows []string, guilty s
 		t.Fatal(err)
 	}
 	f := &fleet{t: t, w: bufio.NewWriter(out), rand: rand.New(rand.NewPCG(1, 2))}
+	numbers := map[string]int{} // of the runs of each workflow
 	for i := range jobs {
 		// Busy repositories come first; most of the work is done by day.
 		r := int(float64(len(repositories)) * f.rand.Float64() * f.rand.Float64())
@@ -130,10 +131,11 @@ func writeAll(t *testing.T, jobs int, repositories, workflows []string, guilty s
 		f.at = day.Add(-time.Duration(1+f.rand.IntN(2)) * 24 * time.Hour).Add(time.Duration(hour*float64(time.Hour)) + 5*time.Hour)
 		run := fmt.Sprint(70_000 + i)
 		repository, workflow := repositories[r], workflows[(r+i%2)%len(workflows)]
+		numbers[repository+workflow]++
 		job := []string{"test", "build", "lint", "scan"}[f.rand.IntN(4)]
 		f.by = []string{"sealed", "sealed", "sealed", "sealed", "sealed", "sealed", "environment", "inferred"}[f.rand.IntN(8)]
 		f.host = map[string]any{"name": fmt.Sprintf("runner-%d", i%40), "node": fmt.Sprintf("node-%d", i%6)}
-		f.ci = map[string]any{"repository": repository, "owner": "acme", "workflow": workflow, "job": job, "run_id": run, "run_number": i + 1, "run_attempt": 1, "event_name": "push", "actor": []string{"alice", "bob", "carol"}[r%3],
+		f.ci = map[string]any{"repository": repository, "owner": "acme", "workflow": workflow, "job": job, "run_id": run, "run_number": numbers[repository+workflow], "run_attempt": 1, "event_name": "push", "actor": []string{"alice", "bob", "carol"}[r%3],
 			"tracking_id": "github_" + run, "job_id": fmt.Sprint(900_000 + i), "job_url": "https://github.com/acme/x/actions/runs/" + run + "/job/1", "runner": map[string]any{"name": fmt.Sprintf("runner-%d", i%40), "environment": "self-hosted"}}
 		begun := f.at
 		f.add(line{TS: f.at, Kind: "job.start", Job: map[string]any{"started": f.at, "version": "test"}})
