@@ -65,7 +65,7 @@ func hits(f *sim.Fleet, r *blame.Result) (n int) {
 // guilty, every tenth record missing, clocks off by two seconds. make bench-blame has it
 // for a day and a hundred fleets.
 func TestTheGuiltyComeFirst(t *testing.T) {
-	f := sim.Run(sim.Config{Seed: 1, Hours: 3, Missing: 0.1, Skew: 2 * time.Second})
+	f := sim.Run(sim.Config{Seed: 1, Hours: 6, Missing: 0.1, Skew: 2 * time.Second})
 	r := rank(t, f, only)
 	if n := hits(f, r); n != 3 {
 		t.Errorf("%d of 3 guilty on top: %v", n, r.Suspects[:3])

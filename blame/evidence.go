@@ -10,10 +10,9 @@ import (
 // evidence is how a unit's builds stand out among the same builds moved in time.
 type evidence struct {
 	z, p   float64
-	mean   float64 // of moved builds, for one build
-	sd     float64 // of the sum over moved builds
-	skew   float64 // of the same
-	builds int
+	mean   float64   // of moved builds, for one build
+	sd     float64   // of the sum over moved builds
+	skew   float64   // of the same
 	score  []float64 // of each build where it really was
 	starts []float64 // of the same builds, in seconds
 }
@@ -154,7 +153,6 @@ func (p *problem) evidenceOf(m *model, flocks []flock, intensity, own []float64,
 	if variance > 0 {
 		ev.skew = third / math.Pow(variance, 1.5) * math.Sqrt(max(1, ev.sd*ev.sd/variance))
 	}
-	ev.builds = len(starts)
 	ev.z = ev.deviate((real - mean) / ev.sd)
 	ev.p = float64(1+above) / (n + 1)
 	return ev
@@ -357,22 +355,14 @@ func centralMoments(values []float64) (second, third float64) {
 	return second, third
 }
 
-// fewBuilds is the number below which builds are a small sample.
-const fewBuilds = 10
-
 // deviate is the standard normal deviate that is as rare as z is for a sum over so few
 // builds. Such sums are skewed: Pearson's type III, as for other statistics of
-// permutations, by the cube root of Wilson and Hilferty (1931). And a handful of builds is
-// judged by rates of the few others only: Student's t, by Wallace (1959).
+// permutations, by the cube root of Wilson and Hilferty (1931).
 func (ev *evidence) deviate(z float64) float64 {
-	if s := ev.skew; s >= 0.01 {
-		z = 6/s*(math.Cbrt(max(0, s*z/2+1))-1) + s/6
-	}
-	if ev.builds >= fewBuilds {
+	if ev.skew < 0.01 {
 		return z
 	}
-	n := float64(max(1, ev.builds-1))
-	return math.Copysign(math.Sqrt(n*math.Log1p(z*z/n))*(8*n+1)/(8*n+3), z)
+	return 6/ev.skew*(math.Cbrt(max(0, ev.skew*z/2+1))-1) + ev.skew/6
 }
 
 const (
