@@ -16,11 +16,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
 	"github.com/tallyman-ci/tallyman/e2e/prefix"
@@ -307,6 +310,17 @@ func losses(records []record.Record) []string {
 		causes = append(causes, r.Loss.Cause)
 	}
 	return causes
+}
+
+// ownCounters keeps losses that other tests caused out of this one. What shims cannot write
+// to any file is counted in System V semaphores that all installations share. All must
+// be started from this thread, which ends with the test.
+func ownCounters(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually calls probe until it returns nil, for at most as long as limit.

@@ -11,14 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/e2e/prefix"
 	"github.com/tallyman-ci/tallyman/internal/faults"
@@ -311,13 +308,7 @@ func TestSelfTestOfABrokenShim(t *testing.T) {
 // The installed agent, its journal and its spool do not notice.
 func TestSelfTestDoesNotDisturbARunningAgent(t *testing.T) {
 	r := newStubRig(t)
-	// What shims without a free descriptor lost is counted in System V semaphores that all
-	// installations share; other tests have theirs. All is started from this thread, which
-	// ends with the test.
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
-		t.Fatal(err)
-	}
+	ownCounters(t)
 	r.startAgent()
 	r.docker("run", "--rm", "code-0")
 	var before map[string]bool

@@ -31,6 +31,7 @@ func TestUpgradeDuringAJob(t *testing.T) {
 		{"downgrade, the program first", built, old, []string{"tallyman", "docker-shim"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			ownCounters(t)
 			r := newStubRig(t)
 			r.put(row.first, "docker-shim")
 			r.put(row.first, "tallyman")
