@@ -3,7 +3,7 @@ SELECT
   @day(ts) AS day, repository, workflow, job, actor,
   COUNT(*) AS calls,
   COUNTIF(outcome = 'failed') AS failed,
-  COUNT(DISTINCT run_id) AS runs,
+  COUNT(DISTINCT NULLIF(run_id, '')) AS runs,
   COALESCE(SUM(duration_ns), 0) AS time_ns
 FROM tallyman.calls
 GROUP BY 1, 2, 3, 4, 5

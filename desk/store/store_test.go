@@ -3,6 +3,7 @@ package store
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +158,22 @@ func TestCountOfNothing(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Calls that no job is known for are no run.
+func TestCallsWithoutAJobAreNoRun(t *testing.T) {
+	s, err := Open(t.Context(), []string{journalOf(t,
+		line("1", at("10:00:00"), "invocation", `"by":"none","invocation":{"tool":"docker","command":"pull"}`),
+		line("2", at("10:00:01"), "invocation", billing+`,"invocation":{"tool":"docker","command":"pull"}`),
+	)}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	got := rows(t, s, "SELECT repository, calls, runs FROM tallyman.traffic ORDER BY 1")
+	if want := []string{"acme/billing|1|1", "|1|0"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
