@@ -40,7 +40,7 @@ func pictureFlags() []cli.Flag {
 func pictured(c *cli.Context) bool { return c.IsSet("html") || c.IsSet("from") }
 
 // picture writes the page. open opens the journals; it is not called with --from.
-func picture(c *cli.Context, open func(ctx context.Context, paths []string) (panels.Source, func() error, error)) (err error) {
+func picture(c *cli.Context, open func(ctx context.Context, paths []string) (panels.Stream, func() error, error)) (err error) {
 	f, err := pictureFilter(c, time.Now())
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 			return err
 		}
 	}
-	var src panels.Source
+	var src panels.Stream
 	var sources []string
 	atOnce := 1 // DuckDB uses all cores for one query
 	if from := c.String("from"); from != "" {
@@ -91,10 +91,8 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	if err != nil {
 		return err
 	}
-	if c.String("from") == "" {
-		if p.Suspects, err = suspects(c.Context, src, sources, panels.Filter{From: f.From, To: f.To}); err != nil {
-			return err
-		}
+	if p.Suspects, err = suspects(c.Context, src, f); err != nil {
+		return err
 	}
 	p.Title, p.Sources, p.Version, p.Generated = c.String("title"), sources, version, time.Now()
 	if err := writeWhole(name, c.App.Writer, c.Bool("force"), func(w io.Writer) error { return page.Render(w, p) }); err != nil {
@@ -147,7 +145,9 @@ func openDataset(c *cli.Context, from string, f *panels.Filter) (*dataset.Datase
 		return nil, err
 	}
 	var sum int64
-	for _, p := range append(panels.All(), panels.Trust()) {
+	requests, builds := panels.Suspects()
+	all := append(panels.All(), panels.Trust(), requests, builds)
+	for _, p := range all {
 		sql, params := panels.Parameters(strings.TrimSpace(p.SQL), panels.GoogleSQL, *f)
 		n, err := d.Estimate(c.Context, sql, params...)
 		if err == nil && n > limit {
@@ -158,7 +158,7 @@ func openDataset(c *cli.Context, from string, f *panels.Filter) (*dataset.Datase
 		}
 		sum += n
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%d queries will read %s, at most %s each\n", len(panels.All())+1, bytesText(sum), bytesText(limit))
+	fmt.Fprintf(c.App.ErrWriter, "%d queries will read %s, at most %s each\n", len(all), bytesText(sum), bytesText(limit))
 	return d, nil
 }
 

@@ -11,18 +11,21 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"google.golang.org/api/option"
 
+	"github.com/tallyman-ci/tallyman/blame/sim"
 	"github.com/tallyman-ci/tallyman/desk/panels"
 )
 
 // warehouse speaks jobs.query and dry runs of BigQuery's REST API. It knows no SQL: each
-// panel's query gets one row that fits its columns.
+// panel's query gets one row that fits its columns, and the ranking's those of a fleet.
 type warehouse struct {
 	t     *testing.T
 	bytes int64 // what each query would read
+	fleet *sim.Fleet
 
 	mu      sync.Mutex
 	dry     int
@@ -65,6 +68,15 @@ func (h *warehouse) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"jobReference":{"projectId":"my-project","jobId":"q"},"jobComplete":true,"totalRows":"1","schema":{"fields":[%s]},"rows":[{"f":[%s]}]}`, strings.Join(fields, ","), strings.Join(values, ","))
 			return
 		}
+		requests, builds := panels.Suspects()
+		switch asked := body["query"]; asked {
+		case panels.In(strings.TrimSpace(requests.SQL), "my-project", "ds"):
+			h.requests(w)
+			return
+		case panels.In(strings.TrimSpace(builds.SQL), "my-project", "ds"):
+			h.builds(w)
+			return
+		}
 		h.t.Errorf("no panel asks %s", body["query"])
 		http.Error(w, "{}", http.StatusBadRequest)
 	case "GET /projects/my-project/jobs/q":
@@ -75,9 +87,72 @@ func (h *warehouse) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func (h *warehouse) requests(w http.ResponseWriter) {
+	var rows [][]any
+	for _, q := range h.fleet.Requests {
+		rows = append(rows, []any{micros(q.Time), q.UserAgent, q.Asked, q.Addr, 1})
+	}
+	h.answer(w, "ts TIMESTAMP, user_agent STRING, asked STRING, addr STRING, n INTEGER", rows)
+}
+
+func (h *warehouse) builds(w http.ResponseWriter) {
+	var rows [][]any
+	for i, b := range h.fleet.Builds {
+		if !b.Recorded {
+			continue
+		}
+		repository, workflow, job := h.fleet.Candidate(b.Workflow)
+		id := fmt.Sprint("build-", i)
+		rows = append(rows, []any{micros(b.Start), id, "invocation", repository, workflow, job, b.RunNumber, "buildx build", nil, nil})
+		if b.EndKnown {
+			rows = append(rows, []any{micros(b.Start.Add(b.Duration)), id + "-end", "invocation.end", repository, workflow, job, b.RunNumber, "buildx build", id, b.Duration.Nanoseconds()})
+		}
+	}
+	h.answer(w, "ts TIMESTAMP, id STRING, kind STRING, repository STRING, workflow STRING, job STRING, run_number INTEGER, command STRING, invocation_id STRING, duration_ns INTEGER", rows)
+}
+
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+// answer writes rows as jobs.query does: every value is a text, or null.
+func (h *warehouse) answer(w http.ResponseWriter, schema string, rows [][]any) {
+	type cell struct {
+		V any `json:"v"`
+	}
+	type field struct {
+		Name string `json:"name"`
+		Type string `json:"type"`
+	}
+	type line struct {
+		F []cell `json:"f"`
+	}
+	var fields []field
+	for _, f := range strings.Split(schema, ", ") {
+		name, kind, _ := strings.Cut(f, " ")
+		fields = append(fields, field{name, kind})
+	}
+	var lines []line
+	for _, r := range rows {
+		var l line
+		for _, v := range r {
+			if v != nil {
+				v = fmt.Sprint(v)
+			}
+			l.F = append(l.F, cell{v})
+		}
+		lines = append(lines, l)
+	}
+	err := json.NewEncoder(w).Encode(map[string]any{
+		"jobReference": map[string]string{"projectId": "my-project", "jobId": "q"}, "jobComplete": true, "totalRows": fmt.Sprint(len(rows)),
+		"schema": map[string]any{"fields": fields}, "rows": lines,
+	})
+	if err != nil {
+		h.t.Error(err)
+	}
+}
+
 // The fleet's page: estimated first, bounded, with the same panels as the local one.
 func TestPictureFromBigQuery(t *testing.T) {
-	h := &warehouse{t: t, bytes: 3 << 20}
+	h := &warehouse{t: t, bytes: 3 << 20, fleet: smallFleet()}
 	server := httptest.NewServer(h)
 	defer server.Close()
 	datasetOptions = []option.ClientOption{option.WithEndpoint(server.URL + "/"), option.WithHTTPClient(server.Client())}
@@ -89,7 +164,7 @@ func TestPictureFromBigQuery(t *testing.T) {
 		err := app.RunContext(t.Context(), append([]string{"tallyman-desk", "report", "--from", "bigquery://my-project/ds", "--repository", "acme/shop"}, args...))
 		return say.String(), err
 	}
-	all := len(panels.All()) + 1
+	all := len(panels.All()) + 3 // with how far it can be trusted, and two for the suspects
 
 	if _, err := run("--dry-run", "--owners", name); err == nil || !strings.Contains(err.Error(), "tallyman bq owners") || h.dry != 0 {
 		t.Errorf("a file of owners beside BigQuery: %v, and %d estimates", err, h.dry)
@@ -130,6 +205,13 @@ func TestPictureFromBigQuery(t *testing.T) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
+	}
+	_, ranking, _ := strings.Cut(string(text), `<section id="suspects"`)
+	ranking, _, _ = strings.Cut(ranking, "</section>")
+	for _, w := range h.fleet.Workflows {
+		if w.Guilty() && !strings.Contains(ranking, ">"+w.Repository+"<") {
+			t.Errorf("%s is guilty and not among the suspects", w.Repository)
+		}
 	}
 	for _, want := range []string{"7 of 7 jobs recorded", "FROM `my-project.ds.calls`", "repository = &#39;acme/shop&#39;", "from <bdi>bigquery://my-project/ds</bdi>"} {
 		if !strings.Contains(string(text), want) {

@@ -28,7 +28,7 @@ func reportCommand() *cli.Command {
 			if !pictured(c) {
 				return errors.New("report wants --html FILE (- is standard output)")
 			}
-			return picture(c, func(_ context.Context, paths []string) (panels.Source, func() error, error) {
+			return picture(c, func(_ context.Context, paths []string) (panels.Stream, func() error, error) {
 				s, err := openStore(c, paths)
 				if err != nil {
 					return nil, nil, err

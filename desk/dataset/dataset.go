@@ -82,7 +82,7 @@ type Dataset struct {
 	read     atomic.Int64
 }
 
-var _ panels.Source = (*Dataset)(nil)
+var _ panels.Stream = (*Dataset)(nil)
 
 // Open makes a client. It does not ask anything yet. maxBytes bounds each query.
 func Open(ctx context.Context, p Place, maxBytes int64, options ...option.ClientOption) (*Dataset, error) {
@@ -137,31 +137,64 @@ func (d *Dataset) Estimate(ctx context.Context, sql string, params ...panels.Par
 
 // Query runs a query.
 func (d *Dataset) Query(ctx context.Context, sql string, params ...panels.Param) (panels.Table, error) {
+	var t panels.Table
+	err := d.Each(ctx, sql, func(columns []string) error {
+		t.Columns = columns
+		return nil
+	}, func(row []any) error {
+		if len(t.Rows) == d.maxRows {
+			return fmt.Errorf("more than %d rows", d.maxRows)
+		}
+		t.Rows = append(t.Rows, row)
+		return nil
+	}, params...)
+	if err != nil {
+		return panels.Table{}, err
+	}
+	return t, nil
+}
+
+// Each runs a query and keeps no rows: it hands head the names of the columns, once, and row
+// each row. An error of theirs ends it and is returned.
+func (d *Dataset) Each(ctx context.Context, sql string, head func(columns []string) error, row func(values []any) error, params ...panels.Param) error {
 	it, err := d.query(sql, params).Read(ctx)
 	if err != nil {
-		return panels.Table{}, d.explain(err)
+		return d.explain(err)
 	}
-	var t panels.Table
+	told := false
+	tell := func() error { // the schema is known from the first page on
+		if told {
+			return nil
+		}
+		told = true
+		var columns []string
+		for _, f := range it.Schema {
+			columns = append(columns, f.Name)
+		}
+		return head(columns)
+	}
 	for {
-		var row []bigquery.Value
-		err := it.Next(&row)
+		var values []bigquery.Value
+		err := it.Next(&values)
 		if errors.Is(err, iterator.Done) {
 			break
 		}
 		if err != nil {
-			return panels.Table{}, d.explain(err)
+			return d.explain(err)
 		}
-		if len(t.Rows) == d.maxRows {
-			return panels.Table{}, fmt.Errorf("more than %d rows", d.maxRows)
+		if err := tell(); err != nil {
+			return err
 		}
-		out := make([]any, len(row))
-		for i, v := range row {
+		out := make([]any, len(values))
+		for i, v := range values {
 			out[i] = plain(v)
 		}
-		t.Rows = append(t.Rows, out)
+		if err := row(out); err != nil {
+			return err
+		}
 	}
-	for _, f := range it.Schema {
-		t.Columns = append(t.Columns, f.Name)
+	if err := tell(); err != nil {
+		return err
 	}
 	if job := it.SourceJob(); job != nil {
 		if s := job.LastStatus(); s != nil && s.Statistics != nil {
@@ -170,7 +203,7 @@ func (d *Dataset) Query(ctx context.Context, sql string, params ...panels.Param)
 			}
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // plain is a value of BigQuery as a Table holds it.

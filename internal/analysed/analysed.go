@@ -39,7 +39,8 @@ func Statements() []Statement {
 	for i, sql := range bq.OwnersSQL(Project, Dataset, []bq.Owner{{Pattern: "acme/*", Team: `a "team" of \ ours`, Line: 1}}) {
 		out = append(out, Statement{fmt.Sprint("owners ", i+1), sql})
 	}
-	for _, p := range append(panels.All(), panels.Trust(), panels.Bounds()) {
+	requests, builds := panels.Suspects()
+	for _, p := range append(panels.All(), panels.Trust(), panels.Bounds(), requests, builds) {
 		for name, f := range map[string]panels.Filter{"panel ": {}, "filtered panel ": {Repository: "acme/shop", Workflow: "CI*", Image: "alpine:3"}} {
 			sql, _ := panels.Parameters(p.SQL, panels.GoogleSQL, f)
 			out = append(out, Statement{name + p.ID, bq.In(sql, Project, Dataset)})
