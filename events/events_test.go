@@ -805,7 +805,8 @@ func TestHostileLines(t *testing.T) {
 	faults.Case(t, "EV-23")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
-	r := start(t, d, Options{})
+	// An endless line is silence to the probe, and takes long on a busy machine.
+	r := start(t, d, Options{}, func(r *running) { r.s.timing.idle = time.Hour })
 	subscribed(t, d)
 	line := func(s string) fakedockerd.Event {
 		return fakedockerd.Event{Line: []byte(s), Nano: time.Now().UnixNano()}
