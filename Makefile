@@ -92,7 +92,7 @@ sql: ## Every view and panel through the analyser of GoogleSQL (the first time t
 .PHONY: e2e
 e2e: build $(NFPM) $(SBOM) ## End-to-end tests on a private Docker daemon (root)
 	@mkdir -p $(FAULTS)
-	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p 1 -timeout 20m -exec '$(ALONE)' ./e2e/...
+	TALLYMAN_FAULTS_DIR=$(FAULTS) TALLYMAN_E2E_BIN=$(CURDIR)/bin $(GO) test -race -v -count 1 -p $(PARALLEL) -timeout 20m -exec '$(ALONE)' ./e2e/...
 
 # A module of its own: the driver of the browser is no dependency of Tallyman.
 .PHONY: browser
