@@ -213,8 +213,9 @@ func TestViews(t *testing.T) {
 	}
 }
 
-// TestPanels analyses the query of every panel, with each filter set and with none.
-func TestPanels(t *testing.T) {
+// withViews is an analyser that knows the views too.
+func withViews(t *testing.T) *analyser {
+	t.Helper()
 	a := newAnalyser(t)
 	for _, v := range bq.Views() {
 		columns, err := a.query(v.SQL)
@@ -225,6 +226,12 @@ func TestPanels(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return a
+}
+
+// TestPanels analyses the query of every panel, with each filter set and with none.
+func TestPanels(t *testing.T) {
+	a := withViews(t)
 	for _, p := range append(panels.All(), panels.Trust(), panels.Bounds()) {
 		for _, f := range []panels.Filter{{}, {Repository: "acme/shop", Workflow: "CI*", Image: "alpine:3"}} {
 			sql, _ := panels.Parameters(p.SQL, panels.GoogleSQL, f)
@@ -291,16 +298,7 @@ func TestStatements(t *testing.T) {
 // compares what it took with analysed.sum, by which the usual tests know that nothing
 // changed since.
 func TestSums(t *testing.T) {
-	a := newAnalyser(t)
-	for _, v := range bq.Views() {
-		columns, err := a.query(v.SQL)
-		if err != nil {
-			t.Fatalf("%s: %v", v.Name, err)
-		}
-		if err := a.add(v.Name, columns); err != nil {
-			t.Fatal(err)
-		}
-	}
+	a := withViews(t)
 	for _, s := range analysed.Statements() {
 		if _, err := googlesql.AnalyzeStatement(s.SQL, a.options, a.catalog, a.types); err != nil {
 			t.Errorf("%s: %v\n%s", s.Name, err, s.SQL)

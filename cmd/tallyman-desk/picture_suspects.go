@@ -16,12 +16,7 @@ import (
 // suspects ranks whose builds explain the imported git requests among the records. It is
 // nil where there are none. Of a filter only the time counts.
 func suspects(ctx context.Context, src panels.Stream, f panels.Filter) (*page.Suspects, error) {
-	if f.From.IsZero() {
-		f.From = time.Unix(0, 0)
-	}
-	if f.To.IsZero() {
-		f.To = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-	}
+	f = always(f)
 	asked, built := panels.Suspects()
 	requests, builds := blame.NewRequests(), blame.NewBuilds()
 	err := each(ctx, src, asked, f, func(r fields) {
