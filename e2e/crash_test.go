@@ -364,7 +364,7 @@ func TestCrashOfTheAgentAtEverySystemCall(t *testing.T) {
 	}); err != nil || killed {
 		t.Fatalf("the run that shall be killed: %v", err)
 	}
-	calls := count.Calls(t)
+	calls, all := count.Calls(t)
 	points := inject.Points(calls, inject.Kill, kinds...)
 	var failing []inject.Point
 	for call, errnos := range map[string][]string{
@@ -375,8 +375,8 @@ func TestCrashOfTheAgentAtEverySystemCall(t *testing.T) {
 			failing = append(failing, inject.Points(calls, inject.Error(errno), call)...)
 		}
 	}
-	if calls["write"] < 12 || calls["renameat"] < 2 || calls["unlinkat"] < 2 || calls["fsync"] < 4 {
-		t.Fatalf("the run that shall be killed does too little: %v", calls)
+	if all["write"] < 12 || all["renameat"] < 2 || all["unlinkat"] < 2 || all["fsync"] < 4 {
+		t.Fatalf("the run that shall be killed does too little: %v", all)
 	}
 	var kills, survived, twice, dirs atomic.Int64
 	inject.Explore(append(inject.Sample(points, 30), inject.Sample(failing, 20)...), func(p inject.Point) {
@@ -398,6 +398,7 @@ func TestCrashOfTheAgentAtEverySystemCall(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	// Not all are reached: a point is of one thread, and this program has several.
 	t.Logf("crash exploration: %d kill points (of %d), %d failing calls (of %d), 0 acknowledged records lost; %d records came twice",
 		kills.Load(), len(points), survived.Load(), len(failing), twice.Load())
 }

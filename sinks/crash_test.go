@@ -180,7 +180,7 @@ func TestCrashAtEverySystemCall(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	calls := count.Calls(t)
+	calls, _ := count.Calls(t)
 	kills := inject.Points(calls, inject.Kill, changing...)
 	var errs []inject.Point
 	for call, errnos := range map[string][]string{
