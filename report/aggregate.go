@@ -45,6 +45,7 @@ type aggregation struct {
 	repositories, workflows, jobs *top[Usage]
 	commands                      *top[Command]
 	failures                      *top[Failure]
+	failedCalls                   *top[FailedCall]
 	failedPulls, couldNotStart    *top[FailedImage]
 	named, pulled                 *top[ImageCount]
 	registries                    *top[Registry]
@@ -60,7 +61,7 @@ func newAggregation(o Options) *aggregation {
 		book: explain.New(), ids: newIDSet(), runs: newIDSet(), images: newImages(),
 		pending: make(map[id][]byte), stopping: make(map[string]struct{}),
 		repositories: newTop[Usage](), workflows: newTop[Usage](), jobs: newTop[Usage](),
-		commands: newTop[Command](), failures: newTop[Failure](),
+		commands: newTop[Command](), failures: newTop[Failure](), failedCalls: newTop[FailedCall](),
 		failedPulls: newTop[FailedImage](), couldNotStart: newTop[FailedImage](),
 		named: newTop[ImageCount](), pulled: newTop[ImageCount](), registries: newTop[Registry](),
 		containers: newTop[Container](), exits: newTop[ContainerExit](), losses: newTop[Loss](),
@@ -334,6 +335,14 @@ func (a *aggregation) failure(l *line) {
 		f.ExitCode, f.Signal = e.exitCode, e.signal
 	}
 	f.Calls++
+	var named image
+	if len(e.images) > 0 {
+		named = a.images.normalise(e.images[0])
+	}
+	a.key = appendKey(append(a.key, ' '), []byte(named.name))
+	c := a.failedCalls.at(a.key)
+	c.Tool, c.Command, c.ExitCode, c.Signal, c.Image = f.Tool, f.Command, f.ExitCode, f.Signal, named.name
+	c.Calls++
 	switch command := string(e.command); {
 	case isPull(command):
 		a.totals.FailedPulls++
@@ -676,6 +685,7 @@ func (a *aggregation) result() *Report {
 		Jobs:          table(a.jobs, a.top, byCalls),
 		Commands:      table(a.commands, a.top, func(x, y *Command) int { return cmp.Or(cmp.Compare(y.Calls, x.Calls), cmp.Compare(y.Ended, x.Ended)) }),
 		Failures:      table(a.failures, a.top, func(x, y *Failure) int { return cmp.Compare(y.Calls, x.Calls) }),
+		FailedCalls:   table(a.failedCalls, a.top, func(x, y *FailedCall) int { return cmp.Compare(y.Calls, x.Calls) }),
 		FailedPulls:   table(a.failedPulls, a.top, byFailures),
 		CouldNotStart: table(a.couldNotStart, a.top, byFailures),
 		ImagesNamed:   table(a.named, a.top, byCount),

@@ -38,6 +38,8 @@ type Report struct {
 	Commands Table[Command] `json:"commands"`
 	// Failures are the calls that ended with an exit code other than 0 or by a signal.
 	Failures Table[Failure] `json:"failures"`
+	// FailedCalls are the same calls, apart by the first image that they name.
+	FailedCalls Table[FailedCall] `json:"failed_calls"`
 	// FailedPulls are `docker pull`, `docker image pull` and `docker compose pull`
 	// calls that failed. A failed pull leaves no event of the daemon.
 	FailedPulls Table[FailedImage] `json:"failed_pulls"`
@@ -191,6 +193,12 @@ type Failure struct {
 	ExitCode int64  `json:"exit_code"` // 0 when a signal ended it
 	Signal   int64  `json:"signal"`    // 0 when it exited
 	Calls    int64  `json:"calls"`
+}
+
+// FailedCall is one way in which one command failed with one image.
+type FailedCall struct {
+	Failure
+	Image string `json:"image"` // "" where the command line named none
 }
 
 // FailedImage is an image with which a job's calls failed.

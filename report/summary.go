@@ -58,17 +58,10 @@ func (r *Report) short() sectionList {
 	}
 	more(&commands, len(r.Commands.Rows)+r.Commands.More)
 	failed := section{title: "Failures", columns: []column{text("command"), text("image"), words("exit code"), number("times")}}
-	for _, f := range head(r.FailedPulls.Rows) {
-		failed.rows = append(failed.rows, []string{"pull", familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Failures)})
+	for _, f := range head(r.FailedCalls.Rows) {
+		failed.rows = append(failed.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Calls)})
 	}
-	for _, f := range head(r.CouldNotStart.Rows) {
-		failed.rows = append(failed.rows, []string{"run", familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Failures)})
-	}
-	for _, f := range r.Failures.Rows {
-		if len(failed.rows) < 2*summaryRows && !isPull(f.Command) && !(isRun(f.Command) && f.ExitCode == exitNotStarted) {
-			failed.rows = append(failed.rows, []string{commandName(f.Tool, f.Command), "", exit(f.ExitCode, f.Signal), count(f.Calls)})
-		}
-	}
+	more(&failed, len(r.FailedCalls.Rows)+r.FailedCalls.More)
 	pulled := section{title: "Images pulled", columns: []column{text("image"), number("pulls")}}
 	for _, i := range head(r.ImagesPulled.Rows) {
 		pulled.rows = append(pulled.rows, []string{familiar(i.Image), count(i.Count)})
