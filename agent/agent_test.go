@@ -23,6 +23,7 @@ import (
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
@@ -634,9 +635,7 @@ func TestWhatTheSocketRefuses(t *testing.T) {
 // The kill switch keeps an agent from beginning, and ends one that runs: a service is
 // ended by no job.
 func TestSwitchedOff(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can set the switch")
-	}
+	require.Root(t) // only its file is a switch
 	o := options(t)
 	o.OffFile = filepath.Join(t.TempDir(), "off")
 	r := start(t, o)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/doctor"
 	installer "github.com/tallyman-ci/tallyman/install"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/wrapper"
@@ -661,9 +662,7 @@ func installed(t *testing.T, root string, tools ...string) (system string) {
 // An emptyDir of Kubernetes is 0777: said, and no failure, because the values that we
 // recommend mount one.
 func TestStateOnAnEmptyDir(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	require.Root(t) // to mount
 	root, in := install(t)
 	state := root + "/state"
 	must(t, unix.Mount("tmpfs", state, "tmpfs", 0, "size=1m,mode=777"))
@@ -725,9 +724,7 @@ func TestRightsOfAnotherUser(t *testing.T) {
 		{"the daemon's socket is root's", func(t *testing.T, root string) { must(t, os.Chmod(root+"/docker.sock", 0o600)) }, "daemon", "may not use the Docker daemon"},
 	} {
 		t.Run(c.fault, func(t *testing.T) {
-			if os.Getuid() != 0 {
-				t.Skip("LOUD: only root can become another user")
-			}
+			require.Root(t) // to become another user
 			root, in := install(t)
 			for _, dir := range []string{root, filepath.Dir(root)} {
 				must(t, os.Chmod(dir, 0o755))

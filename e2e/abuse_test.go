@@ -22,6 +22,7 @@ import (
 	"github.com/tallyman-ci/tallyman/agent"
 	"github.com/tallyman-ci/tallyman/hook"
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -209,7 +210,7 @@ func TestTenThousandSilentConnections(t *testing.T) {
 				cmd.Args = append([]string{"prlimit", "--nofile=" + row.files + ":" + row.files, cmd.Path}, cmd.Args[1:]...)
 				path, err := exec.LookPath("prlimit")
 				if err != nil {
-					need(t, "prlimit (util-linux)")
+					require.Missing(t, "prlimit (util-linux)")
 				}
 				cmd.Path = path
 			})
@@ -249,7 +250,7 @@ func TestTenThousandSilentConnections(t *testing.T) {
 func TestControlByAnotherUser(t *testing.T) {
 	faults.Case(t, "AB-07")
 	if os.Geteuid() != 0 {
-		need(t, "root, to become another user")
+		require.Missing(t, "root, to become another user")
 	}
 	r := newStubRig(t)
 	r.newAgent(nil)
@@ -312,7 +313,7 @@ func asNobody(t *testing.T, do func()) {
 func TestFloodBesideAnotherUser(t *testing.T) {
 	faults.Case(t, "AB-05")
 	if os.Geteuid() != 0 {
-		need(t, "root, to become another user")
+		require.Missing(t, "root, to become another user")
 	}
 	r := newStubRig(t, "job_rate = 10", "job_burst = 100")
 	r.newAgent(nil)

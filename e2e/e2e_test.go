@@ -28,6 +28,7 @@ import (
 	"github.com/tallyman-ci/tallyman/e2e/dockertest"
 	"github.com/tallyman-ci/tallyman/e2e/prefix"
 	"github.com/tallyman-ci/tallyman/e2e/runnertest"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -132,7 +133,7 @@ func install(t *testing.T, d *dockertest.Daemon, real, host string, config ...st
 func mountTmpfs(t *testing.T, dir, size string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		need(t, "root, to mount file systems of a given size")
+		require.Missing(t, "root, to mount file systems of a given size")
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -147,17 +148,6 @@ func mountTmpfs(t *testing.T, dir, size string) string {
 		}
 	})
 	return dir
-}
-
-// need ends a test that this machine cannot run: red in continuous integration,
-// skipped with a line that is seen elsewhere.
-func need(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs " + what)
-	}
-	fmt.Fprintf(os.Stderr, "\n*** %s SKIPPED: needs %s ***\n\n", t.Name(), what)
-	t.Skip("needs " + what)
 }
 
 // job starts a job and checks what the runner would see of the hook.

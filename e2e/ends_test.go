@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -351,7 +352,7 @@ func processState(pid int) string {
 func TestEndAcrossPidNamespaces(t *testing.T) {
 	faults.Case(t, "EN-05")
 	if os.Geteuid() != 0 {
-		need(t, "root, to make pid namespaces")
+		require.Missing(t, "root, to make pid namespaces")
 	}
 	own := func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID} }
 	for _, row := range []struct {
@@ -494,7 +495,7 @@ func TestEndOnOlderKernels(t *testing.T) {
 func TestEndForAnUnprivilegedAgent(t *testing.T) {
 	faults.Case(t, "EN-07")
 	if os.Geteuid() != 0 {
-		need(t, "root, to become other users")
+		require.Missing(t, "root, to become other users")
 	}
 	as := func(uid uint32) func(cmd *exec.Cmd) {
 		return func(cmd *exec.Cmd) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/e2e/prefix"
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/selftest"
 )
 
@@ -36,7 +37,7 @@ type proofs struct {
 func newProofs(t *testing.T, uid int) *proofs {
 	t.Helper()
 	if uid != 0 && os.Getuid() != 0 {
-		need(t, "root, to run the self test as another user")
+		require.Missing(t, "root, to run the self test as another user")
 	}
 	p := &proofs{t: t, uid: uid}
 	for _, folder := range []struct {
@@ -190,7 +191,7 @@ func TestSelfTestOfASoundInstallation(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if os.Getuid() != 0 {
-				need(t, "root, for the self test with file systems and with users of its own")
+				require.Missing(t, "root, for the self test with file systems and with users of its own")
 			}
 			p := newProofs(t, row.uid)
 			p.alone = row.alone
@@ -382,7 +383,7 @@ func TestSelfTestLeavesNothingWhenItIsInterrupted(t *testing.T) {
 		t.Run(row.sig.String()+" "+row.args[0], func(t *testing.T) {
 			p := newProofs(t, 0)
 			if slices.Contains(row.args, "--thorough") && os.Getuid() != 0 {
-				need(t, "root, for --thorough")
+				require.Missing(t, "root, for --thorough")
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()

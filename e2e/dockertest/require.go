@@ -3,10 +3,10 @@ package dockertest
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"testing"
 	"time"
+
+	"github.com/tallyman-ci/tallyman/internal/require"
 )
 
 // Require starts a private daemon for the test and stops it at the test's end.
@@ -21,9 +21,8 @@ func Require(t testing.TB) *Daemon {
 	d, err := Start(ctx)
 	switch {
 	case err == nil:
-	case errors.Is(err, ErrUnavailable) && os.Getenv("CI") != "true":
-		fmt.Fprintf(os.Stderr, "\n*** %s SKIPPED: %v ***\n\n", t.Name(), err)
-		t.Skip(err)
+	case errors.Is(err, ErrUnavailable):
+		require.Missing(t, "a Docker daemon: "+err.Error())
 	default:
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 )
 
@@ -81,7 +82,7 @@ func fill(t testing.TB, path string, leave int64) {
 // not written later, docker runs, what was lost is counted, and once there is room the
 // record behind the torn line is found.
 func TestFullDisk(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	for _, test := range []struct {
 		name, id string
 		lines    []string
@@ -181,7 +182,7 @@ func freeze(t testing.TB, dir string) (thaw func()) {
 // TestFrozenDisk: with run_dir on an ext4 that is frozen, docker starts. Its record goes
 // over the socket; where nobody answers there, it is counted.
 func TestFrozenDisk(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-16")
 	for _, build := range builds {
 		t.Run(build, func(t *testing.T) {
@@ -287,7 +288,7 @@ func hang(t testing.TB, target string) {
 // TestHungFileSystem: run_dir lies on a FUSE file system whose server hangs, or below
 // it. docker starts, without a call to it.
 func TestHungFileSystem(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-17")
 	for _, build := range builds {
 		for _, test := range []struct {
@@ -376,7 +377,7 @@ func kernelCounter(t testing.TB, spool string, uid int, cause string) int {
 // /dev. The socket still takes the record; without an agent the loss is counted in the
 // kernel, and the next agent tells it.
 func TestReadOnlyRoot(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-59", "SH-03")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		got := make(chan string, 10)
@@ -409,7 +410,7 @@ func TestReadOnlyRoot(t *testing.T) {
 // TestWriteback: while a disk is busy writing back, calls with their run_dir on tmpfs go
 // on: each is recorded. What they take beside direct calls is printed.
 func TestWriteback(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-18")
 	r := newRig(t, "lean")
 	busy := exec.Command("sh", "-c", `while :; do dd if=/dev/zero of="$0" bs=1M count=256 conv=fsync status=none; done`, filepath.Join(t.TempDir(), "written"))

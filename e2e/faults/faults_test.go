@@ -190,19 +190,6 @@ func eachBuild(t *testing.T, f func(t *testing.T, r *rig)) {
 	}
 }
 
-// needRoot ends the test where it is not root's: most faults are root's to make.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root: run it with sudo, as make e2e does")
-	}
-	fmt.Fprintf(os.Stderr, "\n*** %s SKIPPED: needs root: run it with sudo, as make e2e does ***\n\n", t.Name())
-	t.Skip("needs root")
-}
-
 // call is a call of docker.
 type call struct {
 	args  []string // default: some call with an exit code

@@ -20,6 +20,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 )
 
@@ -68,7 +69,7 @@ func launch(args []string) {
 // TestSeccomp: a profile forbids what the shim uses. It takes the next way, and docker
 // runs whatever is forbidden.
 func TestSeccomp(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	self, err := os.Executable()
 	must(t, err)
 	if out, err := exec.Command(self, launchMark, "semget=EPERM", "/bin/true").CombinedOutput(); err != nil {
@@ -191,7 +192,7 @@ func (r *rig) points() (all []point) {
 // TestEachSystemCallFails: each of the shim's system calls fails, one at a time, with
 // several errors, without an agent and with one. docker starts each time.
 func TestEachSystemCallFails(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	needStrace(t)
 	faults.Case(t, "SH-58")
 	errnos := []string{"EPERM", "EINTR", "ENOMEM", "EMFILE", "ENOSPC", "EIO", "EAGAIN", "ENOSYS"}
@@ -257,7 +258,7 @@ func hitTheTool(trace string) bool {
 // TestExecFails: the real docker is there and execve(2) fails all the same. One line,
 // and 126; too long a command line is tried once more by descriptor.
 func TestExecFails(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	needStrace(t)
 	faults.Case(t, "SH-64")
 	eachBuild(t, func(t *testing.T, r *rig) {
@@ -288,7 +289,7 @@ var counting = regexp.MustCompile(`handover\.(countInKernel|CountInternalError|L
 // built program, so that it dereferences nil. docker starts; the record is lost and
 // counted; nothing of the command line or the environment appears anywhere.
 func TestPanic(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	fault := map[string][]byte{
 		"amd64": {0x31, 0xc0, 0x48, 0x8b, 0x00},                   // xor eax, eax; mov rax, [rax]
 		"arm64": {0xe0, 0x03, 0x1f, 0xaa, 0x00, 0x00, 0x40, 0xf9}, // mov x0, xzr; ldr x0, [x0]

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -32,7 +33,7 @@ func (r *rig) last() (record.Record, string) {
 // byte for byte, though the real tool's path is longer; what is too long directly is too
 // long through it. The record stays under its bound and says that it was cut.
 func TestCommandLineAtTheLimit(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-19")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		// The longest command line that the kernel takes directly, to the byte.
@@ -92,7 +93,7 @@ func TestCommandLineAtTheLimit(t *testing.T) {
 // no UTF-8 in the job's variables. The record is one line, and no decoded string in it
 // can do anything to a terminal or end a line.
 func TestHostileEnvironment(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-22", "SH-21")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		var hostile strings.Builder
@@ -128,7 +129,7 @@ func TestHostileEnvironment(t *testing.T) {
 // TestOddEnvironment: variables of the job that are missing, empty or as long as the
 // kernel allows.
 func TestOddEnvironment(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-23")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		for _, test := range []struct {
@@ -166,7 +167,7 @@ func TestOddEnvironment(t *testing.T) {
 // TestRealBinary: what can be wrong with the real docker. One line that names it, the
 // exit code of a shell, and a record.
 func TestRealBinary(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	otherMachine := func(path string) error {
 		b, err := os.ReadFile(bin + "/real")
 		if err != nil {
@@ -225,7 +226,7 @@ func TestRealBinary(t *testing.T) {
 
 // TestShimOfItself: the real docker is the shim, in every disguise.
 func TestShimOfItself(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-26")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		for name, make := range map[string]func(){
@@ -260,7 +261,7 @@ func TestShimOfItself(t *testing.T) {
 // TestFileSizeLimit: at RLIMIT_FSIZE the kernel signals the writer, which kills by
 // default. docker starts, with the limit and the signal's disposition as they were.
 func TestFileSizeLimit(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-30")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		for _, limit := range []string{"0", "1", "100"} {
@@ -301,7 +302,7 @@ func spoolBytes(t testing.TB, r *rig) []byte {
 // with the caller's ids, as a direct start would; a path that the caller chose neither
 // gets a record nor runs with more than the caller's rights.
 func TestMistakenPrivileges(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-53")
 	for _, build := range builds {
 		for name, mode := range map[string]uint32{"setuid": 0o4755, "setgid": 0o2755, "both": 0o6755} {
@@ -359,7 +360,7 @@ func TestMistakenPrivileges(t *testing.T) {
 // TestWhoConfigures: no variable of a job sends a record elsewhere, and no configuration
 // file, whatever it is, keeps docker from starting.
 func TestWhoConfigures(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	t.Run("variables", func(t *testing.T) {
 		faults.Case(t, "SH-56")
 		eachBuild(t, func(t *testing.T, r *rig) {
@@ -444,7 +445,7 @@ func TestWhoConfigures(t *testing.T) {
 // TestFewDescriptors: docker gets the limit of descriptors that its caller set. Where
 // none is free the record is lost and counted.
 func TestFewDescriptors(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-32")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		for n := 3; n < 9; n++ {

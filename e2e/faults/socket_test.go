@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/journal/handover"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -77,7 +78,7 @@ func receive(fd int) string {
 // TestSocketThatNobodyAnswers: whatever stands in the socket's place, the record goes
 // to the file.
 func TestSocketThatNobodyAnswers(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	for _, test := range []struct {
 		name    string
 		cases   []string
@@ -137,7 +138,7 @@ func TestSocketThatNobodyAnswers(t *testing.T) {
 // TestHostileAgent: a socket that a hostile user put in the agent's place. docker starts
 // and inherits nothing from it.
 func TestHostileAgent(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-61")
 	for _, test := range []struct {
 		name   string
@@ -194,7 +195,7 @@ func TestHostileAgent(t *testing.T) {
 // TestStoppedAgent: an agent that is stopped takes connections and answers none. Each
 // record goes to the file too, with the same id, and is in the account once.
 func TestStoppedAgent(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-46")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		r.withAgent(func(a *agent) {
@@ -235,7 +236,7 @@ func TestStoppedAgent(t *testing.T) {
 // TestThousandCallsWhileTheAgentStandsStill: their records wait in the socket, and are
 // read when all who sent them are gone.
 func TestThousandCallsWhileTheAgentStandsStill(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-44")
 	b, err := os.ReadFile("/proc/sys/net/core/somaxconn")
 	must(t, err)
@@ -291,7 +292,7 @@ func (r *rig) many(n int, c func(i int) call) {
 // TestThousandCallsIntoOneFile: without an agent, records from some hundred bytes to 9 KB
 // go into one file, whole and all.
 func TestThousandCallsIntoOneFile(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-43")
 	r := newRig(t, "lean")
 	must(t, os.Remove(r.real))
@@ -321,7 +322,7 @@ func TestThousandCallsIntoOneFile(t *testing.T) {
 // TestKilledShims: shims are killed at random moments, 16 at a time. Where docker ran,
 // its record is in the file and whole, whatever the killed ones left before it.
 func TestKilledShims(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-47")
 	r := newRig(t, "lean")
 	must(t, os.Remove(r.real))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -35,7 +36,7 @@ func mount(t testing.TB, source, target, kind string, flags uintptr, data string
 // nothing is written where a hostile user points, and the loss is in the account when
 // an agent comes.
 func TestSpoolThatCannotBeUsed(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	for _, test := range []struct {
 		name    string
 		cases   []string
@@ -172,7 +173,7 @@ func TestSpoolThatCannotBeUsed(t *testing.T) {
 // TestLossOfManyUsers: each uid's losses are its own, and told once, by the next agent
 // or by the one that runs; a next agent tells nothing twice.
 func TestLossOfManyUsers(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-01", "SH-02")
 	r := newRig(t, "lean")
 	must(t, os.Remove(r.run+"/spool"))
@@ -189,7 +190,7 @@ func TestLossOfManyUsers(t *testing.T) {
 // TestWhoOwnsWhat: one file for each uid, made 0600 in a folder where everybody may
 // make one and nobody may list, read or remove those of others, whatever the umask.
 func TestWhoOwnsWhat(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-15", "SE-07")
 	eachBuild(t, func(t *testing.T, r *rig) {
 		umask := func(mask string) []string { return []string{"sh", "-c", "umask " + mask + "; exec \"$@\"", "sh"} }
@@ -226,7 +227,7 @@ func TestWhoOwnsWhat(t *testing.T) {
 // and the one that belongs to the folder's owner, are appended to; one that a stranger
 // planted is refused and the loss counted.
 func TestProtectedRegular(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-13")
 	const sysctl = "/proc/sys/fs/protected_regular"
 	was, err := os.ReadFile(sysctl)
@@ -269,7 +270,7 @@ func TestProtectedRegular(t *testing.T) {
 // The record lands in the file that was put away, which the agent reads until no
 // writer can hold it.
 func TestRenamedBetweenOpenAndWrite(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-48")
 	t.Parallel()
 	needStrace(t)
@@ -316,7 +317,7 @@ func TestRenamedBetweenOpenAndWrite(t *testing.T) {
 // may be missing, and reads on from the start; also where the file has grown beyond
 // the old place before the agent looks again.
 func TestTruncatedFile(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	faults.Case(t, "SH-49")
 	for name, more := range map[string]int{"shorter than before": 1, "longer than before": 6} {
 		t.Run(name, func(t *testing.T) {
