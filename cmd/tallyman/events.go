@@ -73,6 +73,9 @@ func (p *program) events(c *cli.Context) (err error) {
 	if err != nil {
 		return badUsage(c, "--since: %v", err)
 	}
+	if err := p.checkDaemon(cfg.host); err != nil {
+		return badUsage(c, "%v", err)
+	}
 	state := c.String("state-dir")
 	if state == "" {
 		if state, err = os.MkdirTemp("", "tallyman-events-"); err != nil {
@@ -120,15 +123,22 @@ func lockDir(runDir string) string {
 	return dir
 }
 
+// checkDaemon refuses an address that can never be right. A daemon that is not up is
+// waited for, but a mistyped one would be waited for without end.
+func (p *program) checkDaemon(host string) error {
+	if host != "" {
+		return events.CheckHost(host)
+	}
+	if err := events.CheckHost(p.variable("DOCKER_HOST")); err != nil {
+		return fmt.Errorf("DOCKER_HOST: %w", err)
+	}
+	return nil
+}
+
 // warnOfContext says that a selected docker context is not followed: it stands in a
 // file that any job may change, and would choose whose events are recorded.
 func (p *program) warnOfContext(log *slog.Logger, host string) {
-	env := map[string]string{}
-	for _, entry := range p.environ {
-		name, value, _ := strings.Cut(entry, "=")
-		env[name] = value
-	}
-	if name := env["DOCKER_CONTEXT"]; host == "" && env["DOCKER_HOST"] == "" && name != "" && name != "default" {
+	if name := p.variable("DOCKER_CONTEXT"); host == "" && p.variable("DOCKER_HOST") == "" && name != "" && name != "default" {
 		log.Warn("the docker context is not followed; name its daemon with --host or DOCKER_HOST", "DOCKER_CONTEXT", name)
 	}
 }

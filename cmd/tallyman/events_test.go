@@ -74,3 +74,35 @@ func TestLockDir(t *testing.T) {
 		t.Errorf("%q by a link, want none", got)
 	}
 }
+
+// An address that can never be right ends the command; a daemon that is not up yet, and
+// certificates that are not written yet, are waited for.
+func TestCheckDaemon(t *testing.T) {
+	for _, row := range []struct {
+		host, variable string
+		says           string
+	}{
+		{"", "", ""},
+		{"unix:///not/there.sock", "", ""},
+		{"tcp://[::1]:2376", "", ""},
+		{"tcp://dind:2376/base", "nonsense", ""},
+		{"foo", "", "unix:///path or tcp://host:port"},
+		{"/var/run/docker.sock", "", "unix:///path or tcp://host:port"},
+		{"unix://", "", "unix:///path or tcp://host:port"},
+		{"tcp:///x", "", "names nothing"},
+		{"tcp://host:port", "", "unix:///path or tcp://host:port"},
+		{"ssh://user@host", "", "over ssh://"},
+		{"npipe:////./pipe/docker_engine", "", "over npipe://"},
+		{"", "ssh://user@host", "DOCKER_HOST: cannot reach a Docker daemon over ssh://"},
+		{"", "tcp://user:hunter2@ho st:1", "DOCKER_HOST: the address"},
+	} {
+		p := program{environ: []string{"DOCKER_HOST=" + row.variable}}
+		err := p.checkDaemon(row.host)
+		switch {
+		case row.says == "" && err != nil, row.says != "" && (err == nil || !strings.Contains(err.Error(), row.says)):
+			t.Errorf("--host %q, DOCKER_HOST=%q: %v, want %q", row.host, row.variable, err, row.says)
+		case err != nil && strings.Contains(err.Error(), "hunter2"):
+			t.Errorf("the error holds the password: %v", err)
+		}
+	}
+}
