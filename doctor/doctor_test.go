@@ -417,9 +417,21 @@ func TestFaults(t *testing.T) {
 			setenv(in, "TALLYMAN_CHAIN_JOB_STARTED", "old.sh")
 		}, "chained job-started", doctor.Warn, "no absolute path", "whole path"},
 		{"a chained program that may not run", func(t *testing.T, root string, in *doctor.Input) {
-			must(t, os.WriteFile(root+"/hooks/old.js", nil, 0o644))
+			must(t, os.WriteFile(root+"/hooks/old.js", []byte("#!/usr/bin/env node"), 0o644))
 			configure(t, root, "chain_started = "+root+"/hooks/old.js")
 		}, "chained job-started", doctor.Fail, "may not run it", "chmod 0755"},
+		{"a chained script of node's without a first line", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.js", []byte("console.log(1)"), 0o755))
+			configure(t, root, "chain_started = "+root+"/hooks/old.js")
+		}, "chained job-started", doctor.Fail, "without the node that the runner brings", "#!/usr/bin/env node"},
+		{"a chained script of node's", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.js", []byte("#!/usr/bin/env node"), 0o755))
+			configure(t, root, "chain_started = "+root+"/hooks/old.js")
+		}, "chained job-started", doctor.OK, "old.js", ""},
+		{"a chained script of PowerShell's without PowerShell", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.WriteFile(root+"/hooks/old.ps1", nil, 0o644))
+			configure(t, root, "chain_completed = "+root+"/hooks/old.ps1")
+		}, "chained job-completed", doctor.Fail, "needs pwsh", "install PowerShell"},
 		{"a chained script needs no right to run", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.WriteFile(root+"/hooks/old.sh", nil, 0o644))
 			must(t, os.Chmod(root+"/hooks/old.sh", 0o644))

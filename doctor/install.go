@@ -396,7 +396,9 @@ func (x *examination) chainedHook(name, path, from string) {
 	const fails = ": it fails every job, as it would without Tallyman"
 	st, err := os.Stat(path)
 	needs, mode := "may not run it", fs.FileMode(0o111)
-	if strings.HasSuffix(path, ".sh") { // the shell reads it
+	extension := filepath.Ext(path)
+	pwsh, _ := inPath(x.env["PATH"], "pwsh")
+	if extension == ".sh" || extension == ".ps1" { // the shell reads it
 		needs, mode = "may not read it", 0o444
 	}
 	switch {
@@ -408,6 +410,11 @@ func (x *examination) chainedHook(name, path, from string) {
 		x.add(Fail, name, err.Error()+fails, "make the file and the folders above it readable for the runner's user")
 	case !st.Mode().IsRegular():
 		x.add(Fail, name, path+" (from "+from+") is no file"+fails, "name a script or a program")
+	case extension == ".js" && !startsWith(path, "#!"):
+		x.add(Fail, name, path+" (from "+from+") is started as a program, without the node that the runner brings: it fails every job",
+			"give it a first line #!/usr/bin/env node, or name a .sh that starts node with it")
+	case extension == ".ps1" && len(pwsh) == 0:
+		x.add(Fail, name, path+" (from "+from+") needs pwsh, which is not in PATH"+fails, "install PowerShell, or name a .sh")
 	case st.Mode().Perm()&mode != mode:
 		x.add(Fail, name, fmt.Sprintf("%s (from %s) has mode %v: the runner's user %s%s", path, from, st.Mode().Perm(), needs, fails), "chmod 0755 "+path)
 	default:
@@ -417,6 +424,17 @@ func (x *examination) chainedHook(name, path, from string) {
 		}
 		x.ok(name, "%s (from %s)", path, from)
 	}
+}
+
+func startsWith(path, text string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	head := make([]byte, len(text))
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == text
 }
 
 // runnerPath checks the docker that a running runner finds, where its PATH is another

@@ -125,6 +125,27 @@ func TestChainedHook(t *testing.T) {
 	}
 }
 
+// A hook of PowerShell's is started as the runner starts it (a stand-in for pwsh says
+// with what), and a program by itself.
+func TestChainedHookByItsExtension(t *testing.T) {
+	for _, shell := range shells {
+		for _, hook := range []string{"job-started", "job-completed"} {
+			for name, want := range map[string]string{"old.ps1": "pwsh -command . '%s'\n", "old": "%s\n"} {
+				t.Run(shell+"/"+hook+"/"+name, func(t *testing.T) {
+					s := newScripts(t, shell)
+					write(t, s.path("pwsh"), "#!/bin/sh\necho \"pwsh $*\"; exit 3\n")
+					write(t, s.path("old"), "#!/bin/sh\necho \"$0\"; exit 3\n")
+					s.env = append(s.env, "PATH="+s.dir+":/usr/bin:/bin",
+						"TALLYMAN_CHAIN_"+strings.ToUpper(strings.ReplaceAll(hook, "-", "_"))+"="+s.path(name))
+					if code, out := s.run(hookScript(hook + ".sh")); code != 3 || out != fmt.Sprintf(want, s.path(name)) {
+						t.Errorf("exit code %d, output %q", code, out)
+					}
+				})
+			}
+		}
+	}
+}
+
 // tallyman looks for its configuration beside itself, and not beside a link to it: the
 // scripts find the chained hook in the same file.
 func TestChainedHookOfALinkedBinary(t *testing.T) {

@@ -58,10 +58,12 @@ case $chain in
 *) chain= ;; # the working directory is the job's
 esac
 
+# The runner starts .sh and .ps1 in this way (actions/runner, ScriptHandlerHelpers.cs).
 # TALLYMAN_CHAINED: a hook that was told to chain itself does so once.
 if [ -n "$chain" ] && [ -z "${TALLYMAN_CHAINED:-}" ]; then
 	case $chain in
 	*.sh) TALLYMAN_CHAINED=1 "${BASH:-/bin/sh}" -e "$chain" || code=$? ;;
+	*.ps1) TALLYMAN_CHAINED=1 pwsh -command ". '$chain'" || code=$? ;;
 	*) TALLYMAN_CHAINED=1 "$chain" || code=$? ;;
 	esac
 fi

@@ -72,12 +72,14 @@ case $chain in
 *) chain= ;; # the working directory is the job's
 esac
 
+# The runner starts .sh and .ps1 in this way (actions/runner, ScriptHandlerHelpers.cs).
 # TALLYMAN_CHAINED: a hook that was told to chain itself does so once.
 if [ -n "$chain" ] && [ -z "${TALLYMAN_CHAINED:-}" ]; then
 	export TALLYMAN_CHAINED=1
 	trap - EXIT
 	case $chain in
 	*.sh) exec "${BASH:-/bin/sh}" -e "$chain" ;;
+	*.ps1) exec pwsh -command ". '$chain'" ;;
 	*) exec "$chain" ;;
 	esac
 fi
