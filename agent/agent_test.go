@@ -410,6 +410,31 @@ func TestWhoseCallItIs(t *testing.T) {
 	}
 }
 
+// A loss is a job's only where all of its time is. What was lost before the job, or
+// since nobody knows when, is charged to none.
+func TestWhoseLossItIs(t *testing.T) {
+	o := options(t)
+	job := seal(t, o, "github_1", "octo/a", "1")
+	r := start(t, o)
+	began := job.Started
+	for _, row := range []struct {
+		name     string
+		from, to time.Time
+		by       record.By
+	}{
+		{"within the job", began.Add(time.Millisecond), began.Add(2 * time.Millisecond), record.ByInferred},
+		{"since before the job", began.Add(-time.Hour), began.Add(time.Millisecond), record.ByNone},
+		{"since nobody knows when", time.Time{}, began.Add(time.Millisecond), record.ByNone},
+		{"before the job", began.Add(-2 * time.Hour), began.Add(-time.Hour), record.ByNone},
+	} {
+		loss := &record.Record{Kind: record.KindLoss, TS: row.to, Loss: &record.Loss{Cause: "shim", Count: 1, From: row.from, To: row.to}}
+		r.agent.stampByTime(loss)
+		if loss.By != row.by || (loss.CI != nil) != (row.by == record.ByInferred) {
+			t.Errorf("%s: by %q, of %+v", row.name, loss.By, loss.CI)
+		}
+	}
+}
+
 // TestTwoJobsAtOnce: with two runners on one machine, what names no job could be
 // either's; it is nobody's, and counts as unattributed.
 func TestTwoJobsAtOnce(t *testing.T) {

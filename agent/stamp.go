@@ -263,9 +263,16 @@ func trackingID(ci *record.CI) string {
 }
 
 // stampByTime gives a record that names no job, an event or a loss, the only job
-// that ran at its time, and returns whose share it is charged to.
+// that ran at its time, and returns whose share it is charged to. A loss is a job's only
+// where all of its time is: what was lost before, or since nobody knows when, is nobody's.
 func (a *Agent) stampByTime(r *record.Record) (share string) {
-	c, match := a.contexts.all().Find("", r.TS)
+	all := a.contexts.all()
+	c, match := all.Find("", r.TS)
+	if match != hook.MatchNone && r.Loss != nil {
+		if first, began := all.Find("", r.Loss.From); began == hook.MatchNone || first.Key != c.Key {
+			match = hook.MatchNone
+		}
+	}
 	if match == hook.MatchNone {
 		r.By, r.OutsideJob = record.ByNone, a.contexts.noneAt(r.TS)
 		return "no job"
