@@ -51,6 +51,7 @@ func OfAdopter(st adopt.Status, v string) Report {
 	s.Counter("tallyman_adopted_total", "Journals of dead runners that were delivered and removed.", st.Adopted)
 	s.Counter("tallyman_adopted_delivered_total", "Records of dead runners that sinks took.", st.Delivered)
 	s.Counter("tallyman_adopted_refused_total", "Records of dead runners that sinks refused.", st.Refused)
+	s.Counter("tallyman_adopted_unkept_total", "Of those refused, the records that the quarantine had no room for.", st.Unkept)
 	s.Counter("tallyman_adopt_errors_total", "Attempts to adopt that failed; they are tried again.", st.Errors)
 	// By sink, not by journal: a node sees thousands of these.
 	behind := map[string]float64{}

@@ -40,6 +40,9 @@ func (e *LeftError) Error() string {
 // Unwrap returns why the flush ended.
 func (e *LeftError) Unwrap() error { return e.Err }
 
+// DefaultQuarantineBytes bounds a sink's quarantine file.
+const DefaultQuarantineBytes = 16 << 20
+
 // PumpOptions say where a pump keeps its state and how it makes batches. The zero
 // value of all but Name, CursorDir and QuarantineDir gives the defaults.
 type PumpOptions struct {
@@ -57,7 +60,7 @@ type PumpOptions struct {
 	MaxBackoff      time.Duration // default 60 s; also bounds what a server asks for
 	CloseTimeout    time.Duration // for the sink to end; default 2 s
 	SaveEvery       time.Duration // between saves of the cursor under load; default 1 s
-	QuarantineBytes int64         // bound of the quarantine file; default 16 MiB
+	QuarantineBytes int64         // bound of the quarantine file; default DefaultQuarantineBytes
 
 	// OnLoss is told of refused records that the quarantine could not hold. It is
 	// called from Run.
@@ -85,7 +88,7 @@ func (o *PumpOptions) defaults() {
 		o.MaxBytes = 1 << 20
 	}
 	if o.QuarantineBytes <= 0 {
-		o.QuarantineBytes = 16 << 20
+		o.QuarantineBytes = DefaultQuarantineBytes
 	}
 	if o.OnLoss == nil {
 		o.OnLoss = func(record.Loss) {}

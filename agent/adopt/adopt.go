@@ -18,6 +18,8 @@
 package adopt
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,8 +49,10 @@ const (
 	ownDir        = "own"
 	// maxCursor bounds a cursor file, which is a line of JSON.
 	maxCursor = 64 << 10
-	// maxQuarantine bounds a dead runner's quarantine; see sinks.PumpOptions.
+	// maxQuarantine bounds one file of a dead runner's quarantine; see sinks.PumpOptions.
 	maxQuarantine = 64 << 20
+	// quarantineBytes is what all that was refused may take, of all runners.
+	quarantineBytes = 1 << 30
 )
 
 // Options say what is adopted and where it goes. Dir and Sinks must be set.
@@ -62,6 +66,11 @@ type Options struct {
 	Every    time.Duration // between two looks at Dir; default 5 s
 	Parallel int           // journals at the same time; default 8
 	Patience time.Duration // with sinks that fail and take nothing, while other journals may wait; default 10 s
+
+	// QuarantineBytes bounds what sinks refused of all dead runners; default 1 GiB. The
+	// first refusals are kept. Journals that are in work at the same time may each
+	// take what is left.
+	QuarantineBytes int64
 
 	Host   record.Host // names this machine in loss records
 	Logger *slog.Logger
@@ -84,7 +93,9 @@ type Adopter struct {
 type Counts struct {
 	Adopted   int64 `json:"adopted"`   // journals delivered and removed
 	Delivered int64 `json:"delivered"` // records that sinks took, counted for each sink
-	Refused   int64 `json:"refused"`   // records in the quarantine
+	Refused   int64 `json:"refused"`   // records that sinks refused
+	Unkept    int64 `json:"unkept"`    // of them, those that the quarantine had no room for, and a loss record tells of
+	Removed   int64 `json:"removed"`   // what stood in a journal's place and was none
 	Errors    int64 `json:"errors"`    // attempts that failed; they are tried again
 }
 
@@ -123,6 +134,9 @@ func New(o Options) (*Adopter, error) {
 	}
 	if o.Patience <= 0 {
 		o.Patience = 10 * time.Second
+	}
+	if o.QuarantineBytes <= 0 {
+		o.QuarantineBytes = quarantineBytes
 	}
 	if len(o.Sinks) == 0 {
 		return nil, errors.New("adopt: no sinks are configured, so there is nowhere to deliver to (set sinks, as on the runners)")
@@ -339,8 +353,13 @@ func (a *Adopter) book(w *adoption, err error) {
 		s := p.Status()
 		a.done.Delivered += s.Delivered
 		a.done.Refused += s.Refused
+		a.done.Unkept += s.Unkept
 	}
+	a.done.Unkept += w.unkept
 	switch {
+	case errors.Is(err, errNoJournal):
+		a.done.Removed++
+		w.log.Warn("what was taken from a runner's folder is no journal, and is removed", "is", err)
 	case err == nil:
 		a.done.Adopted++
 		w.log.Info("a journal is delivered and removed")
@@ -370,6 +389,8 @@ type adoption struct {
 	log   *slog.Logger
 	pumps []*sinks.Pump // set once, before the first Status may see it
 
+	unkept int64 // records of the dead agent's quarantine that found no room
+
 	mu     sync.Mutex
 	losses []record.Loss
 }
@@ -379,15 +400,14 @@ func (w *adoption) run(ctx context.Context) (err error) {
 	own, dead := filepath.Join(w.dir, ownDir), filepath.Join(w.dir, journalDir)
 	st, err := os.Lstat(dead)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return os.Remove(w.dir) // an adopter ended between two steps
+	case errors.Is(err, fs.ErrNotExist): // an adopter ended between two steps
+		return cmp.Or(os.Remove(w.dir), fmt.Errorf("%w: an empty folder", errNoJournal))
 	case err != nil:
 		return err
 	case !st.IsDir():
 		// A job put it there between the look at the runner's folder and the rename. No job
 		// reaches it here any more.
-		w.log.Warn("what was taken from a runner's folder is no folder, and is removed", "mode", st.Mode().Type())
-		return os.RemoveAll(w.dir)
+		return cmp.Or(os.RemoveAll(w.dir), fmt.Errorf("%w: no folder (%v)", errNoJournal, st.Mode().Type()))
 	}
 	// No bound: a smaller one than the runner's would drop what the runner kept.
 	j, err := journal.Open(dead, journal.Options{MaxBytes: 1 << 50, OnLoss: w.lost, Logger: w.log, Now: w.a.o.Now})
@@ -405,6 +425,10 @@ func (w *adoption) run(ctx context.Context) (err error) {
 	if err := inherit(dead, own); err != nil {
 		return fmt.Errorf("take over the cursors: %w", err)
 	}
+	// Before the delivery, because a loss record tells of what finds no room.
+	if err := w.keepDead(dead, j); err != nil {
+		return fmt.Errorf("keep what sinks refused of the runner's agent: %w", err)
+	}
 	pumps, err := w.open(ctx, j, own)
 	if err != nil {
 		return err
@@ -418,7 +442,7 @@ func (w *adoption) run(ctx context.Context) (err error) {
 	if err := w.deliver(ctx, j); err != nil {
 		return err
 	}
-	if err := w.keepQuarantines(own, dead); err != nil {
+	if err := w.keepOwn(own); err != nil {
 		return fmt.Errorf("keep what sinks refused: %w", err)
 	}
 	// Out of the others' sight while the lock is held, then away.
@@ -431,6 +455,9 @@ func (w *adoption) run(ctx context.Context) (err error) {
 	return errors.Join(err, os.RemoveAll(gone))
 }
 
+// errNoJournal is the end of an adoption of something else.
+var errNoJournal = errors.New("no journal")
+
 // errGone is the end of an adoption that another adopter finished.
 var errGone = errors.New("another adopter has delivered it")
 
@@ -441,6 +468,7 @@ func (w *adoption) gone() bool {
 }
 
 func (w *adoption) lost(l record.Loss) {
+	w.log.Warn("records are missing", "cause", l.Cause, "count", l.Count, "source", l.Source, "detail", l.Detail)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.losses = append(w.losses, l)
@@ -477,6 +505,7 @@ func (w *adoption) open(ctx context.Context, j *journal.Journal, own string) (pu
 		if err != nil {
 			return nil, err
 		}
+		t.Pump.QuarantineBytes = min(sinks.DefaultQuarantineBytes, max(1, w.a.room()))
 		p, err := t.NewPump(j, s, own, w.lost, w.log)
 		if err != nil {
 			return nil, errors.Join(err, s.Close(ctx))
@@ -627,36 +656,78 @@ func eachFile(root *os.Root, dir string, most int64, do func(name string, b []by
 	return nil
 }
 
-// keepQuarantines puts what sinks refused, of the runner's agent and of the adopter,
-// where it outlives the journal.
-func (w *adoption) keepQuarantines(own, dead string) error {
-	keep := func(from string) error {
-		root, err := os.OpenRoot(from)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+// room is what the quarantine may still take.
+func (a *Adopter) room() int64 {
+	left := a.o.QuarantineBytes
+	entries, err := os.ReadDir(filepath.Join(a.o.Dir, quarantineDir))
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil {
+			left -= st.Size()
+		}
+	}
+	return max(0, left)
+}
+
+// keepDead takes the quarantine of the runner's agent out of its journal, file by file,
+// to where it outlives the journal.
+func (w *adoption) keepDead(dead string, j *journal.Journal) error {
+	return eachQuarantine(dead, func(root *os.Root, name, sink string, b []byte) error {
+		var err error
+		if room := w.a.room(); int64(len(b)) > room {
+			n := int64(bytes.Count(b, []byte{'\n'}))
+			w.unkept += n
+			w.lost(record.Loss{Cause: "quarantine_full", Count: n, Source: sink, To: w.a.o.Now(),
+				Detail: fmt.Sprintf("refused by the sink while the runner lived, and not kept: the adopter's quarantine has room for %d bytes (send again or remove what is in %s)", room, filepath.Join(w.a.o.Dir, quarantineDir))})
+			err = w.append(j)
+		} else {
+			err = w.keep(sink, b)
 		}
 		if err != nil {
 			return err
 		}
-		defer root.Close()
-		return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
-			// Not the locks beside it. A replay that was killed left what it had in hand.
-			name = strings.TrimSuffix(name, ".replay")
-			if len(b) == 0 || !strings.HasSuffix(name, ".jsonl") {
-				return nil
-			}
-			if b[len(b)-1] != '\n' {
-				b = append(b, '\n') // torn; the next line must not follow on it
-			}
-			to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+name)
-			w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)
-			f, err := os.OpenFile(to, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-			if err != nil {
-				return err
-			}
-			_, err = f.Write(b)
-			return errors.Join(err, f.Sync(), f.Close())
-		})
+		return root.Remove(filepath.Join("quarantine", name)) // a next attempt must not take it again
+	})
+}
+
+// keepOwn does the same with what sinks refused of the adopter, which bounds itself.
+func (w *adoption) keepOwn(own string) error {
+	return eachQuarantine(own, func(_ *os.Root, _, sink string, b []byte) error { return w.keep(sink, b) })
+}
+
+// keep writes what a sink refused to the adopter's quarantine.
+func (w *adoption) keep(sink string, b []byte) error {
+	to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+sink+".jsonl")
+	w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
 	}
-	return errors.Join(keep(own), keep(dead))
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// eachQuarantine reads the quarantine files of a journal's folder, in whole lines.
+func eachQuarantine(dir string, do func(root *os.Root, name, sink string, b []byte) error) error {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
+		// Not the locks beside it. A replay that was killed left what it had in hand.
+		sink, ok := strings.CutSuffix(strings.TrimSuffix(name, ".replay"), ".jsonl")
+		if len(b) == 0 || !ok {
+			return nil
+		}
+		if b[len(b)-1] != '\n' {
+			b = append(b, '\n') // torn; the next line must not follow on it
+		}
+		return do(root, name, sink, b)
+	})
 }

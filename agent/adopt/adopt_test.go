@@ -422,6 +422,43 @@ func TestWhatSinksRefusedOutlivesTheJournal(t *testing.T) {
 	}
 }
 
+// What sinks refused of all runners has one bound. Beyond it nothing is kept, and loss
+// records say so.
+func TestAllThatWasRefusedIsBounded(t *testing.T) {
+	n := newNode(t)
+	line := `{"refused":"` + strings.Repeat("x", 85) + "\"}\n" // 100 bytes
+	for _, pod := range []string{"pod1", "pod2", "pod3"} {
+		n.dead(pod, pod)
+		dir := filepath.Join(n.dir, pod, "journal", "quarantine")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "old.jsonl"), []byte(line+line), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st := n.adopt(Options{QuarantineBytes: 450, Parallel: 1}, adopted(3))
+	var kept int64
+	for _, name := range n.left() {
+		if info, err := os.Stat(filepath.Join(n.dir, name)); err == nil {
+			kept += info.Size()
+		}
+	}
+	ids, losses := n.got()
+	if kept != 400 || st.Unkept != 2 || len(ids) != 3 {
+		t.Errorf("%d bytes are kept, want 400; delivered %v; %+v", kept, ids, st.Counts)
+	}
+	if len(losses) != 1 || losses[0].Cause != "quarantine_full" || losses[0].Count != 2 || losses[0].Source != "old" {
+		t.Errorf("losses %+v", losses)
+	}
+
+	// What the adopter's own sink refuses finds as little room.
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }))
+	defer server.Close()
+	n.dead("pod4", "a", "b", "c")
+	st = n.adopt(Options{QuarantineBytes: 450, Sinks: []string{"http:"}, Schemes: []sinks.Scheme{scheme(server.Listener.Addr().String())}}, adopted(1))
+	if st.Refused == 0 || st.Unkept != st.Refused {
+		t.Errorf("%+v", st.Counts)
+	}
+}
+
 // A runner's folder is written by jobs. Links in it lead nowhere.
 func TestLinksInARunnersFolder(t *testing.T) {
 	victim := t.TempDir()
@@ -487,11 +524,14 @@ func TestALinkThatWasTakenAway(t *testing.T) {
 	}
 	before := other.left()
 	n.dead("other", "b")
-	n.adopt(Options{}, func(Status) bool {
-		_, err := os.Lstat(to)
-		ids, _ := n.got()
-		return len(ids) > 0 && os.IsNotExist(err)
-	})
+	var log bytes.Buffer
+	st := n.adopt(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(s Status) bool { return s.Adopted+s.Removed >= 2 })
+	if st.Adopted != 1 || st.Removed != 1 || strings.Count(log.String(), "delivered and removed") != 1 {
+		t.Errorf("%+v, and the log says:\n%s", st.Counts, &log)
+	}
+	if _, err := os.Lstat(to); !os.IsNotExist(err) {
+		t.Errorf("the link is still there: %v", err)
+	}
 	if ids, _ := n.got(); !slices.Equal(ids, []string{"b"}) {
 		t.Errorf("delivered %v", ids)
 	}
