@@ -561,7 +561,7 @@ func TestRefused(t *testing.T) {
 	})
 	t.Run("ssh", func(t *testing.T) {
 		r := start(t, nil, Options{Host: "ssh://ci@host"})
-		eventually(t, "the error", func() bool { return strings.Contains(r.s.Status().Error, "unix:// or tcp://") })
+		eventually(t, "the error", func() bool { return strings.Contains(r.s.Status().Error, "unix:///path or tcp://") })
 	})
 }
 

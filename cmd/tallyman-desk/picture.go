@@ -17,6 +17,7 @@ import (
 	"github.com/tallyman-ci/tallyman/desk/dataset"
 	"github.com/tallyman-ci/tallyman/desk/page"
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/desk/ranking"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -91,7 +92,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	if err != nil {
 		return err
 	}
-	if p.Suspects, err = suspects(c.Context, src, f); err != nil {
+	if p.Suspects, err = ranking.Ask(c.Context, src, f); err != nil {
 		return err
 	}
 	p.Title, p.Sources, p.Version, p.Generated = c.String("title"), sources, version, time.Now()

@@ -90,9 +90,9 @@ func (h *warehouse) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *warehouse) requests(w http.ResponseWriter) {
 	var rows [][]any
 	for _, q := range h.fleet.Requests {
-		rows = append(rows, []any{micros(q.Time), q.UserAgent, q.Asked, q.Addr, 1})
+		rows = append(rows, []any{true, micros(q.Time), q.UserAgent, q.Asked, q.Addr, 1})
 	}
-	h.answer(w, "ts TIMESTAMP, user_agent STRING, asked STRING, addr STRING, n INTEGER", rows)
+	h.answer(w, "anonymous BOOLEAN, ts TIMESTAMP, user_agent STRING, asked STRING, addr STRING, n INTEGER", rows)
 }
 
 func (h *warehouse) builds(w http.ResponseWriter) {

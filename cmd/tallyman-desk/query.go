@@ -148,7 +148,7 @@ func query(c *cli.Context) (err error) {
 
 // trust says on standard error how much of the truth is in the answers.
 func trust(c *cli.Context, s *store.Store) error {
-	sql, params := panels.Parameters(panels.Trust().SQL, panels.DuckDB, always(panels.Filter{}))
+	sql, params := panels.Parameters(panels.Trust().SQL, panels.DuckDB, panels.Filter{}.Always())
 	t, err := s.Query(c.Context, sql, params...)
 	if err != nil {
 		return fmt.Errorf("ask how far the answers can be trusted: %w", err)
@@ -160,17 +160,6 @@ func trust(c *cli.Context, s *store.Store) error {
 	_, err = fmt.Fprintf(c.App.ErrWriter, "%v of %v jobs recorded; job of a call known by: sealed %v, environment %v, inferred %v, none %v; %v records lost, %v holes of unknown size\n",
 		of["recorded"], of["jobs"], of["sealed"], of["environment"], of["inferred"], of["none"], of["lost"], of["holes"])
 	return err
-}
-
-// always is a filter whose open ends hold every time that a record can have.
-func always(f panels.Filter) panels.Filter {
-	if f.From.IsZero() {
-		f.From = time.Unix(0, 0)
-	}
-	if f.To.IsZero() {
-		f.To = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-	}
-	return f
 }
 
 // statement is SQL without the semicolon at its end.

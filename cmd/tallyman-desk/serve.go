@@ -13,8 +13,10 @@ import (
 
 	"github.com/tallyman-ci/tallyman/desk/page"
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/desk/ranking"
 	"github.com/tallyman-ci/tallyman/desk/serve"
 	"github.com/tallyman-ci/tallyman/desk/store"
+	"github.com/tallyman-ci/tallyman/record"
 )
 
 func serveCommand() *cli.Command {
@@ -58,7 +60,9 @@ func serveLive(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
 	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
-	h := serve.New(&live{src: src, title: c.String("title"), sources: c.Args().Slice(), every: c.Duration("every") / 2}, serve.Options{
+	ranked := ranking.NewLive(src, log)
+	defer ranked.Close() // before the database goes
+	h := serve.New(&live{src: src, ranked: ranked, title: c.String("title"), sources: c.Args().Slice(), every: c.Duration("every") / 2}, serve.Options{
 		Every: c.Duration("every"), Hosts: c.StringSlice("host"), Kinds: panels.Kinds(), Log: log,
 	})
 	fmt.Fprintf(c.App.Writer, "http://%s/\n", l.Addr())
@@ -68,6 +72,7 @@ func serveLive(c *cli.Context) (err error) {
 // live is the account that serve shows.
 type live struct {
 	src     *store.Store
+	ranked  *ranking.Live
 	title   string
 	sources []string
 	every   time.Duration // not more often than this does it look for new records
@@ -84,15 +89,14 @@ var _ serve.Account = (*live)(nil)
 func (a *live) Refresh(ctx context.Context) (string, error) {
 	a.asking.Lock()
 	defer a.asking.Unlock()
-	if a.state != "" && time.Since(a.looked) < a.every {
-		return a.state, nil
+	if a.state == "" || time.Since(a.looked) >= a.every {
+		state, err := a.src.Refresh(ctx)
+		if err != nil {
+			return "", err
+		}
+		a.state, a.looked = state, time.Now()
 	}
-	state, err := a.src.Refresh(ctx)
-	if err != nil {
-		return "", err
-	}
-	a.state, a.looked = state, time.Now()
-	return state, nil
+	return fmt.Sprintf("%s %d", a.state, a.ranked.Changes()), nil
 }
 
 func (a *live) Page(ctx context.Context, f panels.Filter, kind string) (page.Page, error) {
@@ -100,5 +104,8 @@ func (a *live) Page(ctx context.Context, f panels.Filter, kind string) (page.Pag
 	defer a.asking.RUnlock()
 	p, err := page.Build(ctx, a.src, f, panels.Of(kind), 1)
 	p.Title, p.Sources, p.Version = a.title, a.sources, version
+	if kind == "" || kind == string(record.KindHTTP) {
+		p.Suspects = a.ranked.Of(f, a.state)
+	}
 	return p, err
 }

@@ -21,6 +21,20 @@ type Suspects struct {
 	Method       []string // how it was found, for the appendix
 }
 
+const suspectsTitle = "Whose builds explain the requests"
+
+// Unsuspected says that requests were imported and that none of them is anonymous.
+func Unsuspected(requests int64) *Suspects {
+	return &Suspects{Title: suspectsTitle, Sure: true,
+		Verdict: "There is nobody to look for.",
+		Why:     fmt.Sprintf("Imported of this time: %s, none of them anonymous.", plural(requests, "git request"))}
+}
+
+// Unranked says why the requests are not ranked, or not yet.
+func Unranked(verdict, why string) *Suspects {
+	return &Suspects{Title: suspectsTitle, Verdict: verdict, Why: why}
+}
+
 type suspectsView struct {
 	Title, Question, Verdict, Why, Tone string
 	List                                *listView
@@ -51,7 +65,7 @@ func (p *Page) suspectsView() *suspectsView {
 // Blamed shows a ranking on a page.
 func Blamed(r blame.Result) *Suspects {
 	s := &Suspects{
-		Title: "Whose builds explain the requests", Method: r.Method,
+		Title: suspectsTitle, Method: r.Method,
 		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), plural(int64(r.Builds), "recorded build"), plural(int64(r.Candidates), "candidate")),
 		Sure:     r.Verdict == blame.Named,
 		Why:      strings.Join(r.Reasons, " "),

@@ -90,6 +90,17 @@ type Filter struct {
 	Image      string
 }
 
+// Always is f with every time that a record can have on its open sides.
+func (f Filter) Always() Filter {
+	if f.From.IsZero() {
+		f.From = time.Unix(0, 0)
+	}
+	if f.To.IsZero() {
+		f.To = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return f
+}
+
 // Table is the answer of a query. Values are nil, string, int64, float64, bool or time.Time.
 type Table struct {
 	Columns []string

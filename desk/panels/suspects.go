@@ -11,23 +11,27 @@ type Stream interface {
 	Each(ctx context.Context, sql string, head func(columns []string) error, row func(values []any) error, params ...Param) error
 }
 
-// Suspects are the two queries of the ranking of suspects: the anonymous git requests that
-// were imported, and what package blame wants of records to know the builds. They read
+// Suspects are the two queries of the ranking of suspects: the git requests that
+// were imported, those that named an account in one sum, and what package blame wants of records to know the builds. They read
 // records and no kept answer, because a build is told by its flags. They are about the
 // whole fleet: a filter on a repository would take the innocent's explanation away.
 func Suspects() (requests, builds Panel) {
 	const section = "Suspects"
 	requests = Panel{ID: "suspects-requests", Section: section, Title: "Anonymous requests", Question: "Which git requests named no account?", SQL: `
-SELECT ts, user_agent, asked, addr, SUM(n) AS n
+SELECT anonymous, moment AS ts, user_agent, asked, addr, SUM(n) AS n
 FROM (
-  SELECT ts, COALESCE(r.http.user_agent, '') AS user_agent, COALESCE(r.http.repository, '') AS asked,
-    COALESCE(r.http.remote_addr, '') AS addr, GREATEST(COALESCE(r.http.count, 1), 1) AS n
-  FROM tallyman.records AS r
-  WHERE ts >= @from AND ts < @to AND kind = 'http' AND STARTS_WITH(r.http.class, 'git-') AND COALESCE(r.http.period_ns, 0) = 0
-    AND (COALESCE(r.http.anonymous, FALSE) OR COALESCE(r.http.user, '') = '' AND COALESCE(r.http.token_name, '') = '')
-  QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts) = 1
+  SELECT anonymous, CASE WHEN anonymous THEN ts END AS moment, CASE WHEN anonymous THEN user_agent END AS user_agent,
+    CASE WHEN anonymous THEN asked END AS asked, CASE WHEN anonymous THEN addr END AS addr, n
+  FROM (
+    SELECT ts, COALESCE(r.http.user_agent, '') AS user_agent, COALESCE(r.http.repository, '') AS asked,
+      COALESCE(r.http.remote_addr, '') AS addr, GREATEST(COALESCE(r.http.count, 1), 1) AS n,
+      COALESCE(r.http.anonymous, FALSE) OR COALESCE(r.http.user, '') = '' AND COALESCE(r.http.token_name, '') = '' AS anonymous
+    FROM tallyman.records AS r
+    WHERE ts >= @from AND ts < @to AND kind = 'http' AND STARTS_WITH(r.http.class, 'git-') AND COALESCE(r.http.period_ns, 0) = 0
+    QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts) = 1
+  ) AS q
 ) AS q
-GROUP BY ts, user_agent, asked, addr`}
+GROUP BY anonymous, moment, user_agent, asked, addr`}
 	builds = Panel{ID: "suspects-builds", Section: section, Title: "Builds", Question: "When did whose builds run, and what of them is missing?", SQL: `
 SELECT ts, id, kind, r.ci.repository AS repository, r.ci.workflow AS workflow, r.ci.job AS job, r.ci.step AS step,
   r.ci.run_id AS run_id, r.ci.job_url AS job_url, r.ci.run_number AS run_number, r.ci.runner.name AS runner,

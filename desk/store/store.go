@@ -40,7 +40,8 @@ type Options struct {
 }
 
 // Store holds the records of some journals. Its methods may be called by several
-// goroutines, but for Refresh and Close.
+// goroutines, but for Refresh, of which one may run beside queries, and Close. A query
+// sees the records of one moment.
 type Store struct {
 	db      *sql.DB
 	dir     string

@@ -1,4 +1,7 @@
-package main
+// Package ranking asks a source of records whose builds explain the git requests that
+// were imported into them, by package blame, for a page: at once for a page that stands
+// alone, and in the background for a live one.
+package ranking
 
 import (
 	"context"
@@ -13,37 +16,68 @@ import (
 	"github.com/tallyman-ci/tallyman/record"
 )
 
-// suspects ranks whose builds explain the imported git requests among the records. It is
-// nil where there are none. Of a filter only the time counts.
-func suspects(ctx context.Context, src panels.Stream, f panels.Filter) (*page.Suspects, error) {
-	f = always(f)
+// Ask ranks those whose builds explain the imported git requests among the records. It
+// is nil where there are none. Of a filter only the time counts.
+func Ask(ctx context.Context, src panels.Stream, f panels.Filter) (*page.Suspects, error) {
+	e, err := gather(ctx, src, f)
+	if err != nil || e.none() {
+		return nil, err
+	}
+	return e.rank(ctx)
+}
+
+// evidence is what a ranking is made from.
+type evidence struct {
+	requests *blame.Requests
+	builds   *blame.Builds
+	named    int64 // git requests that named an account
+	narrowed bool  // the page has a filter that the ranking does not follow
+}
+
+func (e *evidence) none() bool { return e.requests.Total() == 0 && e.named == 0 }
+
+// gather reads the records.
+func gather(ctx context.Context, src panels.Stream, f panels.Filter) (*evidence, error) {
+	e := &evidence{requests: blame.NewRequests(), builds: blame.NewBuilds(), narrowed: f.Repository+f.Workflow+f.Image != ""}
+	f = f.Always()
 	asked, built := panels.Suspects()
-	requests, builds := blame.NewRequests(), blame.NewBuilds()
 	err := each(ctx, src, asked, f, func(r fields) {
-		requests.Add(r.time("ts"), r.int("n"), blame.Mark{UserAgent: r.text("user_agent"), Asked: r.text("asked"), Addr: r.text("addr")})
+		if r.bool("anonymous") {
+			e.requests.Add(r.time("ts"), r.int("n"), blame.Mark{UserAgent: r.text("user_agent"), Asked: r.text("asked"), Addr: r.text("addr")})
+		} else {
+			e.named += r.int("n")
+		}
 	})
-	if err != nil || requests.Total() == 0 {
-		return nil, err
+	if err != nil || e.requests.Total() == 0 {
+		return e, err
 	}
-	if err := each(ctx, src, built, f, func(r fields) { builds.Add(r.record()) }); err != nil {
-		return nil, err
+	return e, each(ctx, src, built, f, func(r fields) { e.builds.Add(r.record()) })
+}
+
+// rank is the answer. There is one for every evidence; an error is that of ctx.
+func (e *evidence) rank(ctx context.Context) (*page.Suspects, error) {
+	if e.requests.Total() == 0 {
+		return page.Unsuspected(e.named), nil
 	}
-	r := &blame.Result{Verdict: blame.CannotTell, Coverage: blame.Coverage{Share: -1}, Requests: requests.Total()}
-	if builds.Len() == 0 {
+	r := &blame.Result{Verdict: blame.CannotTell, Coverage: blame.Coverage{Share: -1}, Requests: e.requests.Total(), Builds: e.builds.Len()}
+	if r.Builds == 0 {
 		r.Reasons = []string{"No docker build was recorded in this time: is the shim installed where builds run?"}
 		return page.Blamed(*r), nil
 	}
-	ranked, err := blame.Rank(ctx, requests, builds, blame.Options{Top: page.MaxRows})
+	ranked, err := blame.Rank(ctx, e.requests, e.builds, blame.Options{Top: page.MaxRows})
 	var apart *blame.NoOverlapError
 	switch {
 	case errors.As(err, &apart):
-		r.Builds = builds.Len()
 		r.Reasons = []string{"The requests and the recorded builds have no time in common: is the table of another time zone, or of other days?"}
 		return page.Blamed(*r), nil
 	case err != nil:
 		return nil, err
 	}
-	return page.Blamed(*ranked), nil
+	s := page.Blamed(*ranked)
+	if e.narrowed {
+		s.Notes = append(s.Notes, "It is about the whole fleet: the page’s repository, workflow and image do not narrow it, because that would take the others’ part in the requests away.")
+	}
+	return s, nil
 }
 
 // each asks one of the queries of the ranking.
