@@ -4,7 +4,7 @@
 WITH named AS (
   SELECT ts, id, kind, `by` AS found_by, ci, host, job, @job_key(ci) AS job_key
   FROM tallyman.records
-  WHERE ts >= TIMESTAMP_SUB(@from, INTERVAL 1 DAY) AND ts < @to AND ci.run_id <> ''
+  WHERE ts >= TIMESTAMP_SUB(@from, INTERVAL 1 DAY) AND ts < TIMESTAMP_ADD(@to, INTERVAL 1 DAY) AND ci.run_id <> ''
     AND kind IN ('invocation', 'event', 'job.start', 'job.end')
   QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts) = 1
 )
@@ -26,4 +26,4 @@ SELECT
   COALESCE(MAX(job.version), '') AS version
 FROM named AS n
 GROUP BY job_key
-HAVING MIN(n.ts) >= @from
+HAVING MIN(n.ts) >= @from AND MIN(n.ts) < @to

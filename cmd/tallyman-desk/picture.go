@@ -86,7 +86,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 			return err
 		}
 		defer func() { err = errors.Join(err, closeSource()) }()
-		sources = c.Args().Slice()
+		sources = namedSources(c)
 	}
 	p, err := page.Build(c.Context, src, f, panels.All(), atOnce)
 	if err != nil {

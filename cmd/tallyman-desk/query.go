@@ -27,6 +27,7 @@ import (
 func storeFlags() []cli.Flag {
 	const category = "The database"
 	return []cli.Flag{
+		&cli.StringFlag{Name: "database", Category: category, TakesFile: true, Usage: "keep in `FILE` what was read, and read only what is new the next time"},
 		&cli.StringFlag{Name: "owners", Category: category, Usage: "`FILE` that says which team owns which repositories: a pattern (acme/shop, acme/*) and a team on each line; the last that fits counts"},
 		&cli.Int64Flag{Name: "memory", Category: category, Value: 2048, Usage: "`MiB` that the database may take before it writes to TMPDIR"},
 		&cli.IntFlag{Name: "threads", Category: category, Usage: "processors to use; 0 uses all"},
@@ -36,13 +37,14 @@ func storeFlags() []cli.Flag {
 // openStore reads the journals that were named, and says on standard error what it could
 // not read.
 func openStore(c *cli.Context, paths []string) (*store.Store, error) {
-	if len(paths) == 0 {
+	name := c.String("database")
+	if len(paths) == 0 && name == "" {
 		return nil, fmt.Errorf("%s wants a journal: a folder such as /var/lib/tallyman, or a file of records", c.Command.Name)
 	}
 	if c.Int64("memory") < 64 {
 		return nil, errors.New("--memory wants 64 MiB or more")
 	}
-	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader}
+	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader, Database: name, Follow: c.Command.Name == "serve"}
 	if name := c.String("owners"); name != "" {
 		f, err := os.Open(name)
 		if err != nil {
@@ -58,10 +60,22 @@ func openStore(c *cli.Context, paths []string) (*store.Store, error) {
 	if st := s.Stats(); st.Unread > 0 {
 		fmt.Fprintf(c.App.ErrWriter, "%d lines are no records and are in no answer; %d records are\n", st.Unread, st.Records)
 	}
+	for _, path := range s.Stats().Replaced {
+		fmt.Fprintf(c.App.ErrWriter, "%s is another file than the one that %s has read there: it was read from its beginning, and the records of both are in the answers\n", report.Safe(path), report.Safe(name))
+	}
 	if s.Stats().Records == 0 { // as good as empty is any folder that is no journal
 		fmt.Fprintf(c.App.ErrWriter, "there are no records in %s: is it a journal?\n", report.Safe(strings.Join(paths, ", ")))
 	}
 	return s, nil
+}
+
+// namedSources are what a page says that it is about.
+func namedSources(c *cli.Context) []string {
+	sources := c.Args().Slice()
+	if name := c.String("database"); name != "" {
+		sources = append(sources, "all in "+name)
+	}
+	return sources
 }
 
 func queryCommand() *cli.Command {
@@ -73,12 +87,14 @@ each record once stand beside them: --list names them with their questions, and 
 tallyman.calls their columns. A query can read and write nothing else.
 
 To read the journals takes longer than to answer. Where there are many questions, - reads
-them from standard input, each up to a semicolon at the end of a line.
+them from standard input, each up to a semicolon at the end of a line; --database keeps
+what was read for the next call, and is asked alone where no journal is named.
 
 Examples:
   tallyman-desk query 'SELECT image, SUM(pulls) FROM tallyman.pulls_by_image GROUP BY 1 ORDER BY 2 DESC LIMIT 20' /var/lib/tallyman
   tallyman-desk query --format csv 'FROM tallyman.failed_pulls' runner-1/journal runner-2/journal
   tallyman-desk query - /var/lib/tallyman < questions.sql
+  tallyman-desk query --database fleet.db 'FROM tallyman.lost' runner-*/journal
   tallyman-desk query --list`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Value: "table", Usage: "`table`, csv or json (JSON Lines)"},

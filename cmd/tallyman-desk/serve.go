@@ -40,7 +40,7 @@ Examples:
 }
 
 func serveLive(c *cli.Context) (err error) {
-	if !c.Args().Present() {
+	if !c.Args().Present() && c.String("database") == "" {
 		return errors.New("serve wants a journal: tallyman-desk serve /var/log/tallyman")
 	}
 	if slices.Contains(c.Args().Slice(), "-") {
@@ -62,7 +62,7 @@ func serveLive(c *cli.Context) (err error) {
 	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
 	ranked := ranking.NewLive(src, log)
 	defer ranked.Close() // before the database goes
-	h := serve.New(&live{src: src, ranked: ranked, title: c.String("title"), sources: c.Args().Slice(), every: c.Duration("every") / 2}, serve.Options{
+	h := serve.New(&live{src: src, ranked: ranked, title: c.String("title"), sources: namedSources(c), every: c.Duration("every") / 2}, serve.Options{
 		Every: c.Duration("every"), Hosts: c.StringSlice("host"), Kinds: panels.Kinds(), Log: log,
 	})
 	fmt.Fprintf(c.App.Writer, "http://%s/\n", l.Addr())

@@ -35,6 +35,7 @@ type truth struct {
 	byImage                                                                  map[string]int64
 	perHour                                                                  map[time.Time]int64
 	exits                                                                    map[int]int64
+	last                                                                     time.Time // when the last job began
 }
 
 type tally struct{ calls, failed, pulls, containers, timeNS int64 }
@@ -52,7 +53,7 @@ func write(w io.Writer, seed uint64, n int64, start time.Time) (*truth, error) {
 	var serial int64
 	put := func(ts time.Time, kind, format string, args ...any) string {
 		serial++
-		id := fmt.Sprintf("0199c2a0-%04x-7%03x-8000-%012x", serial>>16&0xffff, serial>>4&0xfff, serial)
+		id := fmt.Sprintf("0199c2a0-%04x-7%03x-8000-%012x", serial>>16&0xffff, serial>>4&0xfff, serial|int64(seed)<<40)
 		buf = fmt.Appendf(buf[:0], `{"id":%q,"ts":%q,"kind":%q,"schema":1,`, id, ts.Format("2006-01-02T15:04:05.000000Z"), kind)
 		buf = fmt.Appendf(buf, format, args...)
 		buf = append(buf, "}\n"...)
@@ -72,6 +73,7 @@ func write(w io.Writer, seed uint64, n int64, start time.Time) (*truth, error) {
 	t := start
 	for job := int64(0); tr.records < n && err == nil; job++ {
 		t = t.Add(time.Duration(r.Int64N(int64(8*time.Second))) / 1000 * 1000)
+		tr.last = t
 		repo := zipf.Uint64()
 		name := fmt.Sprintf("acme/repo-%03d", repo)
 		ci := fmt.Sprintf(`"by":"sealed","ci":{"repository":%q,"workflow":"wf-%d","job":"build","run_id":"%d","run_attempt":1,"actor":"actor-%d","tracking_id":"github_%d"},"host":{"name":"runner-%d","node":"node-%d"}`,

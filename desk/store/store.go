@@ -1,8 +1,8 @@
 // Package store answers the questions of package bq from journals on this machine, by
 // DuckDB: the same views, and the same rows, as BigQuery gives for a fleet.
 //
-// The records are copied to a database in a temporary folder, which Close removes. It is
-// linked into tallyman-desk only: DuckDB makes a binary larger by sixty megabytes and wants
+// The records are copied to a database in a temporary folder, which Close removes, or to
+// one that stays and is only brought up to date (Options.Database). It is linked into tallyman-desk only: DuckDB makes a binary larger by sixty megabytes and wants
 // cgo, which has no place on a runner.
 package store
 
@@ -32,37 +32,48 @@ import (
 
 // Options are what a store may use. The zero value is good for a desk.
 type Options struct {
-	Memory  int64     // bytes that DuckDB may take before it writes to the temporary folder; 0 is 2 GiB
-	Threads int       // 0 is one for each processor
-	Temp    string    // folder for the database; empty is the system's
-	Owners  io.Reader // rules that say which team owns a repository, as CODEOWNERS has them; may be nil
-	Stdin   io.Reader // what the path "-" reads
+	Memory  int64  // bytes that DuckDB may take before it writes to the temporary folder; 0 is 2 GiB
+	Threads int    // 0 is one for each processor
+	Temp    string // folder for the database, and for what does not fit memory; empty is the system's
+	// Database is a file that keeps what was read, for the next call: it reads only what
+	// is new then. Empty keeps nothing.
+	Database string
+	// Follow says that Refresh is called again. Without it a database that stays can only
+	// be read after Open, whatever the query.
+	Follow bool
+	Owners io.Reader // rules that say which team owns a repository, as CODEOWNERS has them; may be nil
+	Stdin  io.Reader // what the path "-" reads
 }
 
 // Store holds the records of some journals. Its methods may be called by several
 // goroutines, but for Refresh, of which one may run beside queries, and Close. A query
 // sees the records of one moment.
 type Store struct {
-	db      *sql.DB
-	dir     string
-	sources []report.Source
-	close   func()
-	records int64
-	refused int64 // lines that a source gave and that DuckDB could not read as a record
+	db       *sql.DB
+	dir      string
+	replaced []string // sources of which another file stands in the place of the one that was read before
+	sources  []report.Source
+	close    func()
+	records  int64
+	refused  int64 // lines that a source gave and that DuckDB could not read as a record
 }
 
 // Stats is what was read so far.
 type Stats struct {
 	Records int64 // in the database, doubles included
 	Unread  int64 // lines that are no record
+	// Replaced are the paths where another file stands now than the database has read. The
+	// database has the records of both.
+	Replaced []string
 }
 
 // chunk is how much is written for DuckDB to read at once, in bytes.
 const chunk = 256 << 20
 
-// Open reads journals (folders) and files of records. The error says what to do.
+// Open reads journals (folders) and files of records. A database that was there may be
+// asked without any. The error says what to do.
 func Open(ctx context.Context, paths []string, o Options) (_ *Store, err error) {
-	if len(paths) == 0 {
+	if len(paths) == 0 && o.Database == "" {
 		return nil, errors.New("no journal was named")
 	}
 	s := &Store{close: func() {}}
@@ -78,8 +89,16 @@ func Open(ctx context.Context, paths []string, o Options) (_ *Store, err error) 
 	if s.dir, err = os.MkdirTemp(o.Temp, "tallyman-desk-"); err != nil {
 		return nil, fmt.Errorf("make a folder for the database: %w", err)
 	}
-	if s.db, err = sql.Open("duckdb", filepath.Join(s.dir, "db")); err != nil {
-		return nil, fmt.Errorf("open the database: %w", err)
+	isNew := true
+	if o.Database == "" {
+		if s.db, err = sql.Open("duckdb", filepath.Join(s.dir, "db")); err != nil {
+			return nil, fmt.Errorf("open the database: %w", err)
+		}
+	} else if s.db, isNew, err = openKept(ctx, o.Database); err != nil {
+		return nil, err
+	}
+	if isNew && len(paths) == 0 {
+		return nil, fmt.Errorf("the database %s is new: name the journals that it shall read", o.Database)
 	}
 	memory, threads := o.Memory, o.Threads
 	if memory <= 0 {
@@ -88,46 +107,94 @@ func Open(ctx context.Context, paths []string, o Options) (_ *Store, err error) 
 	if threads <= 0 {
 		threads = runtime.NumCPU()
 	}
-	setup := []string{
+	settings := []string{
 		"SET TimeZone = 'UTC'",
 		"SET memory_limit = '" + strconv.FormatInt(memory>>20, 10) + "MiB'",
 		"SET threads = " + strconv.Itoa(threads),
 		"SET preserve_insertion_order = false",
-		// The database does not outlive the process. To make it fit for that after each load
-		// would take longer than the load, and at the end a minute for ten million records.
+		// Rows are written to the file as they come; the log holds little but where they are.
+		// To fold it in after each load would take longer than the load.
 		"SET checkpoint_threshold = '1TB'",
-		"PRAGMA disable_checkpoint_on_shutdown",
 		"SET temp_directory = " + quote(filepath.Join(s.dir, "spill")),
 		// A query of somebody's own reads no file and no address, and changes none of this.
 		"SET allowed_directories = [" + quote(s.dir) + "]",
 		"SET enable_external_access = false",
 		"SET lock_configuration = true",
-		"CREATE SCHEMA tallyman",
-		"CREATE TABLE tallyman.records (" + columns(func(name, kind string) string { return `"` + name + `" ` + kind }) + ")",
-		"CREATE TABLE tallyman." + bq.Owners + ` (pattern VARCHAR, team VARCHAR, line BIGINT)`,
 	}
-	for _, q := range append(setup, macros...) {
-		if _, err := s.db.ExecContext(ctx, q); err != nil {
-			return nil, fmt.Errorf("prepare the database: %w", err)
+	if o.Database == "" {
+		settings = append(settings, "PRAGMA disable_checkpoint_on_shutdown") // nobody reads it again
+	}
+	if err := s.run(ctx, settings); err != nil {
+		return nil, err
+	}
+	if isNew {
+		if err := s.lay(ctx); err != nil {
+			return nil, fmt.Errorf("make the database: %w", err)
 		}
 	}
 	if err := s.owners(ctx, o.Owners); err != nil {
 		return nil, err
 	}
+	if !isNew {
+		if err := s.resume(ctx); err != nil {
+			return nil, fmt.Errorf("go on with the database %s: %w", o.Database, err)
+		}
+	}
+	if _, err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	if o.Database != "" && !o.Follow {
+		if err := s.db.Close(); err != nil {
+			return nil, fmt.Errorf("finish the database: %w", err)
+		}
+		if s.db, err = sql.Open("duckdb", o.Database+"?access_mode=read_only"); err != nil {
+			return nil, fmt.Errorf("open the database: %w", err)
+		}
+		return s, s.run(ctx, settings)
+	}
+	return s, nil
+}
+
+func (s *Store) run(ctx context.Context, statements []string) error {
+	for _, q := range statements {
+		if _, err := s.db.ExecContext(ctx, q); err != nil {
+			return fmt.Errorf("prepare the database: %w", err)
+		}
+	}
+	return nil
+}
+
+// lay makes all that a new database has, or nothing.
+func (s *Store) lay(ctx context.Context) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // does nothing after Commit
+	for _, q := range layout() {
+		if _, err := tx.ExecContext(ctx, q); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// tables are the statements that make the tables and views of a new database.
+func tables() []string {
+	out := append([]string{
+		"CREATE SCHEMA tallyman",
+		"CREATE TABLE tallyman.records (" + columns(func(name, kind string) string { return `"` + name + `" ` + kind }) + ")",
+		"CREATE TABLE tallyman." + bq.Owners + ` (pattern VARCHAR, team VARCHAR, line BIGINT)`,
+	}, macros...)
 	for _, v := range bq.Views() {
 		q := "CREATE VIEW tallyman." + v.Name + " AS " + Translate(v.SQL)
 		if v.Table {
 			// A query without rows gives the table its columns.
 			q = "CREATE TABLE tallyman." + v.Name + " AS " + between(Translate(v.SQL), time.Unix(0, 0), time.Unix(0, 0)) + " LIMIT 0"
 		}
-		if _, err := s.db.ExecContext(ctx, q); err != nil {
-			return nil, fmt.Errorf("make the view %s: %w", v.Name, err)
-		}
+		out = append(out, q)
 	}
-	if _, err := s.Refresh(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return out
 }
 
 // columns writes the table's columns one by one.
@@ -169,6 +236,9 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'
 
 // owners fills the table of owners.
 func (s *Store) owners(ctx context.Context, r io.Reader) error {
+	if _, err := s.db.ExecContext(ctx, "DELETE FROM tallyman."+bq.Owners); err != nil {
+		return fmt.Errorf("owners: %w", err)
+	}
 	if r == nil {
 		return nil
 	}
@@ -187,7 +257,6 @@ func (s *Store) owners(ctx context.Context, r io.Reader) error {
 // Refresh reads what was appended to the journals since, and returns a word that changes
 // with the answers.
 func (s *Store) Refresh(ctx context.Context) (string, error) {
-	var first, last time.Time
 	for done := false; !done; {
 		path := filepath.Join(s.dir, "new.jsonl")
 		lines, all, err := s.copy(path)
@@ -198,25 +267,12 @@ func (s *Store) Refresh(ctx context.Context) (string, error) {
 		if lines == 0 {
 			break
 		}
-		from, to, rows, err := s.load(ctx, path)
-		if err != nil {
+		if err := s.load(ctx, path, lines); err != nil {
 			return "", fmt.Errorf("read records: %w", err)
 		}
-		s.refused += lines - rows
-		s.records += rows
-		if rows > 0 {
-			if first.IsZero() || from.Before(first) {
-				first = from
-			}
-			if to.After(last) {
-				last = to
-			}
-		}
 	}
-	if !first.IsZero() {
-		if err := s.keep(ctx, first, last.Add(time.Second)); err != nil {
-			return "", err
-		}
+	if err := s.keep(ctx); err != nil {
+		return "", err
 	}
 	return fmt.Sprintf("%d %d", s.records, s.Stats().Unread), nil
 }
@@ -259,27 +315,46 @@ read:
 	return lines, all, nil
 }
 
-// load adds the records of a file, and returns their times and how many they are.
-func (s *Store) load(ctx context.Context, path string) (from, to time.Time, rows int64, err error) {
+// load adds the records of a file of so many lines, and notes in the same transaction
+// how far the sources are read and what the kept answers lack now.
+func (s *Store) load(ctx context.Context, path string, lines int64) error {
 	defer os.Remove(path) // its room is wanted before the database is closed
 	types := columns(func(name, kind string) string { return quote(name) + ": " + quote(kind) })
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // does nothing after Commit
 	q := "INSERT INTO tallyman.records SELECT * REPLACE (ci.repository AS repository, ci.workflow AS workflow) FROM read_json(" + quote(path) +
 		", format = 'newline_delimited', ignore_errors = true, maximum_object_size = 4194304, columns = {" + types + "}) WHERE id IS NOT NULL AND ts IS NOT NULL AND kind IS NOT NULL"
-	if _, err := s.db.ExecContext(ctx, q); err != nil {
-		return from, to, 0, err
+	if _, err := tx.ExecContext(ctx, q); err != nil {
+		return err
 	}
 	// Rows are only ever added, so that their numbers follow each other.
 	var first, last sql.NullTime
-	if err := s.db.QueryRowContext(ctx, "SELECT MIN(ts), MAX(ts), COUNT(*) FROM tallyman.records WHERE rowid >= $1", s.records).Scan(&first, &last, &rows); err != nil {
-		return from, to, 0, err
+	var rows int64
+	if err := tx.QueryRowContext(ctx, "SELECT MIN(ts), MAX(ts), COUNT(*) FROM tallyman.records WHERE rowid >= $1", s.records).Scan(&first, &last, &rows); err != nil {
+		return err
 	}
-	return first.Time, last.Time, rows, nil
+	if err := s.note(ctx, tx, s.Stats().Unread+lines-rows, first, last); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	s.refused += lines - rows
+	s.records += rows
+	return nil
 }
 
-// keep brings the kept answers up to date for the records between two times. A call's row
-// changes when its end comes, so that it begins a day before.
-func (s *Store) keep(ctx context.Context, from, to time.Time) error {
-	from = from.Add(-24 * time.Hour)
+// keep brings the kept answers up to date for the records that were loaded since it last
+// did. A call's row changes when its end comes, so that it begins a day before.
+func (s *Store) keep(ctx context.Context) error {
+	from, to, err := s.lacking(ctx)
+	if err != nil || from.IsZero() {
+		return err
+	}
+	from, to = from.Add(-24*time.Hour), to.Add(time.Second)
 	for _, v := range bq.Views() {
 		if !v.Table {
 			continue
@@ -299,12 +374,12 @@ func (s *Store) keep(ctx context.Context, from, to time.Time) error {
 			return fmt.Errorf("answer %s: %w", v.Name, err)
 		}
 	}
-	return nil
+	return s.nothingLacks(ctx)
 }
 
 // Stats says what was read.
 func (s *Store) Stats() Stats {
-	st := Stats{Records: s.records, Unread: s.refused}
+	st := Stats{Records: s.records, Unread: s.refused, Replaced: s.replaced}
 	for _, src := range s.sources {
 		st.Unread += report.Torn(src)
 	}
