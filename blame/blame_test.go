@@ -155,6 +155,9 @@ func TestTogetherIsOneSuspect(t *testing.T) {
 	if s := r.Suspects[0]; len(s.Members) != 2 || !slices.Contains(s.Members, c) || !slices.Contains(s.Members, twin) || !s.Named {
 		t.Errorf("the first suspect is %v, named %v; guilty are %v", s.Members, s.Named, c)
 	}
+	if !strings.Contains(strings.Join(r.Reasons, " "), "chance names somebody in about one of 5 such files") { // four placebos
+		t.Errorf("no word of what chance does in %v", r.Reasons)
+	}
 	if !strings.Contains(strings.Join(r.Reasons, " "), "always start together") {
 		t.Errorf("no word of it in %v", r.Reasons)
 	}
@@ -257,5 +260,31 @@ func TestTimetableIsNoCompany(t *testing.T) {
 		if len(s.Members) > 1 {
 			t.Errorf("%v are taken for one", s.Members)
 		}
+	}
+}
+
+// Of builds outside of the time that requests cover, nothing is said: not how many lack
+// an end either, which would be more than there are builds.
+func TestAssumedEndsAreOfTheBuildsInTime(t *testing.T) {
+	start := time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC)
+	q, b := blame.NewRequests(), blame.NewBuilds()
+	c := blame.Candidate{Repository: "acme/app", Workflow: "CI", Job: "build"}
+	for i := range 60 {
+		q.Add(start.Add(time.Duration(i)*time.Minute), 1, blame.Mark{})
+	}
+	for i := range 100 { // from two hours before the first request on, every fifth without an end
+		x := blame.Build{Candidate: c, Start: start.Add(time.Duration(3*i-120) * time.Minute)}
+		if i%5 != 0 {
+			x.End = x.Start.Add(time.Minute)
+		}
+		b.AddBuild(x, int64(i+1))
+	}
+	r, err := blame.Rank(context.Background(), q, b, only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Those of minutes 0 to 60: the 40th to the 60th; the 40th, 45th, ... and 60th have no end.
+	if r.Builds != 21 || r.AssumedEnds != 5 {
+		t.Errorf("of %d builds %d have an assumed end; 5 of 21 have", r.Builds, r.AssumedEnds)
 	}
 }

@@ -165,12 +165,14 @@ func (k *ranking) prepare(b *Builds) error {
 	if !begin.Before(end) {
 		return &NoOverlapError{RequestsFrom: first, RequestsTo: last, BuildsFrom: from, BuildsTo: to}
 	}
-	k.result.AssumedEnds = assumed
 	k.result.From, k.result.To = begin.UTC(), end.UTC()
 	k.origin = begin.Unix()
-	for _, x := range all {
+	for i, x := range all {
 		if x.End.After(begin.Add(-time.Minute)) && x.Start.Before(end.Add(time.Minute)) {
 			k.builds = append(k.builds, x)
+			if assumed[i] {
+				k.result.AssumedEnds++
+			}
 		}
 	}
 	k.result.Builds = len(k.builds)
@@ -178,8 +180,9 @@ func (k *ranking) prepare(b *Builds) error {
 }
 
 // assumeEnds gives builds without an end the median duration of their candidate, or of
-// all, and returns how many there were.
-func assumeEnds(builds []Build) (assumed int) {
+// all, and says which these were.
+func assumeEnds(builds []Build) (assumed []bool) {
+	assumed = make([]bool, len(builds))
 	known := map[Candidate][]time.Duration{}
 	var every []time.Duration
 	for i := range builds {
@@ -207,7 +210,7 @@ func assumeEnds(builds []Build) (assumed int) {
 		if !b.End.IsZero() && !b.End.Before(b.Start) {
 			continue
 		}
-		assumed++
+		assumed[i] = true
 		d, ok := usually[ByJob.of(b.Candidate)]
 		if !ok {
 			d = usual

@@ -226,7 +226,9 @@ func (k *ranking) conclude(ctx context.Context, b *Builds) error {
 	}
 	if r.Verdict == Named || r.Verdict == Indications {
 		first := fmt.Sprintf("%d of %d candidates stand out beyond what chance gives anybody; those who stand out at all explain %.0f %% of %d requests.", named, r.Candidates, 100*r.Explained.Value/float64(max(1, r.Requests)), r.Requests)
-		r.Reasons = slices.Insert(r.Reasons, 0, first)
+		// The strongest in as many placebos is passed by chance in one of one more.
+		second := fmt.Sprintf("Where nobody is guilty, chance names somebody in about one of %d such files: a build's log is the proof.", 1+k.Placebos)
+		r.Reasons = slices.Insert(r.Reasons, 0, first, second)
 	}
 	return nil
 }
