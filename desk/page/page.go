@@ -277,6 +277,8 @@ func (p *Page) trustView() trustView {
 	v := trustView{Known: all > 0}
 	var words []string
 	switch {
+	case t.Jobs > 0 && t.Recorded == 0: // "0 of 9 recorded" would read as if all were missing
+		words = append(words, plural(t.Jobs, "job")+" known by records alone, none by the runner's hook")
 	case t.Jobs > 0:
 		words = append(words, fmt.Sprintf("%s of %s recorded", count(t.Recorded), plural(t.Jobs, "job")))
 	default:

@@ -179,6 +179,10 @@ func TestTrust(t *testing.T) {
 	if n := strings.Count(got, line); n != len(p.Results)+1 {
 		t.Errorf("the line of trust stands %d times on a page of %d panels", n, len(p.Results))
 	}
+	p.Trust = Trust{Known: true, Jobs: 710, Environment: 900}
+	if got := render(t, p); !strings.Contains(got, "710 jobs known by records alone, none by the runner&#39;s hook · 100 % of records have a job") {
+		t.Error("a fleet without the hook reads as if nothing of it were recorded")
+	}
 	p.Trust = Trust{}
 	if got := render(t, p); !strings.Contains(got, "coverage unknown") {
 		t.Error("a page that knows nothing of its coverage does not say so")
