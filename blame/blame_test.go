@@ -81,6 +81,29 @@ func TestTheGuiltyComeFirst(t *testing.T) {
 	}
 }
 
+// What builds are said to explain is what they asked for. Requests of others come in
+// bursts, which a fit that keeps every rate gives to whoever was building: a fifth more.
+func TestHowManyRequests(t *testing.T) {
+	f := sim.Run(sim.Config{Seed: 1, Hours: 8, Missing: 0.1, Skew: 2 * time.Second})
+	asked := map[blame.Candidate]float64{}
+	for _, b := range f.Builds {
+		var c blame.Candidate
+		c.Repository, c.Workflow, c.Job = f.Candidate(b.Workflow)
+		if b.Recorded {
+			asked[c] += float64(b.Requests)
+		}
+	}
+	value, truth, all := 0.0, 0.0, 0
+	for _, s := range rank(t, f, blame.Options{Resamples: -1, Placebos: 2, Shift: new(time.Duration)}).Suspects {
+		if n := asked[s.Members[0]]; n > 0 && len(s.Members) == 1 {
+			value, truth, all = value+s.Requests.Value, truth+n, all+1
+		}
+	}
+	if all != 3 || value < 0.9*truth || value > 1.1*truth {
+		t.Errorf("%.0f requests of %d suspects, who made %.0f", value, all, truth)
+	}
+}
+
 // Clocks of all runners that are 45 seconds ahead of the server's make requests come
 // before their builds.
 func TestClocksThatAreOffAreFound(t *testing.T) {

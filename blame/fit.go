@@ -429,16 +429,20 @@ func (p *problem) prune(m *model, least float64) {
 			clear(m.rho[u*classes : (u+1)*classes])
 		}
 	}
-	if !some {
-		return
+	if some {
+		p.drop(func(e entry) bool { return dead[e.p>>4] })
 	}
+}
+
+// drop takes entries out.
+func (p *problem) drop(gone func(entry) bool) {
 	out := p.entries[:0]
 	from := int32(0)
 	for i := range p.rows {
 		part := p.entries[from:p.rows[i].ents]
 		from = p.rows[i].ents
 		for _, e := range part {
-			if !dead[e.p>>4] {
+			if !gone(e) {
 				out = append(out, e)
 			}
 		}

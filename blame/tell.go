@@ -50,7 +50,7 @@ func (k *ranking) tell() {
 func (k *ranking) suspect(i int, l *lead, intensity []float64) Suspect {
 	requests := Estimate{Value: l.n, High: l.n} // who does not stand out may well have none
 	if l.lean {
-		requests = interval(l.n, l.samples)
+		requests = k.interval(l.n, l.samples)
 	}
 	ranks := slices.Clone(l.ranks)
 	slices.Sort(ranks)
