@@ -173,8 +173,12 @@ func trust(c *cli.Context, s *store.Store) error {
 	for i, name := range t.Columns {
 		of[name] = t.Rows[0][i]
 	}
-	_, err = fmt.Fprintf(c.App.ErrWriter, "%v of %v jobs recorded; job of a call known by: sealed %v, environment %v, inferred %v, none %v; %v records lost, %v holes of unknown size\n",
-		of["recorded"], of["jobs"], of["sealed"], of["environment"], of["inferred"], of["none"], of["lost"], of["holes"])
+	jobs := fmt.Sprintf("%v of %v jobs recorded", of["recorded"], of["jobs"])
+	if of["recorded"] == int64(0) && of["jobs"] != int64(0) { // "0 of 9" would read as if all were missing
+		jobs = fmt.Sprintf("%v jobs known by records alone, none by the runner's hook", of["jobs"])
+	}
+	_, err = fmt.Fprintf(c.App.ErrWriter, "%s; job of a call known by: sealed %v, environment %v, inferred %v, none %v; %v records lost, %v holes of unknown size\n",
+		jobs, of["sealed"], of["environment"], of["inferred"], of["none"], of["lost"], of["holes"])
 	return err
 }
 

@@ -281,6 +281,9 @@ func (p *Page) trustView() trustView {
 		words = append(words, plural(t.Jobs, "job")+" known by records alone, none by the runner's hook")
 	case t.Jobs > 0:
 		words = append(words, fmt.Sprintf("%s of %s recorded", count(t.Recorded), plural(t.Jobs, "job")))
+	case all == 0 && t.Lost == 0 && t.Holes == 0:
+		v.Line = "nothing recorded" // that nothing was lost is more than anybody knows
+		return v
 	default:
 		words = append(words, "no job recorded")
 	}

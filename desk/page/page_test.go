@@ -183,6 +183,10 @@ func TestTrust(t *testing.T) {
 	if got := render(t, p); !strings.Contains(got, "710 jobs known by records alone, none by the runner&#39;s hook · 100 % of records have a job") {
 		t.Error("a fleet without the hook reads as if nothing of it were recorded")
 	}
+	p.Trust = Trust{Known: true}
+	if got := render(t, p); !strings.Contains(got, "nothing recorded") || strings.Contains(got, "nothing lost") {
+		t.Error("an empty account reads as if all of it were there")
+	}
 	p.Trust = Trust{}
 	if got := render(t, p); !strings.Contains(got, "coverage unknown") {
 		t.Error("a page that knows nothing of its coverage does not say so")
