@@ -101,6 +101,11 @@ var ErrBusy = errors.New("another tallyman install or uninstall runs here")
 // process at the latest, and leaves no file behind.
 func Lock(root string) (unlock func(), err error) {
 	t := newTree(root)
+	if st, err := os.Stat(t.at("/")); err != nil {
+		return nil, fmt.Errorf("%w: name a folder that holds a file system with --root", err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("%s is no folder: name one that holds a file system with --root", root)
+	}
 	// flock(2) asks for no right but that of reading: a job could lock /var/lib and so keep
 	// an upgrade away. /root is a folder that root alone can open.
 	f, err := t.openPrivate("/root")

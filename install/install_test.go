@@ -402,6 +402,34 @@ func TestUninstallByHand(t *testing.T) {
 	same(t, s.tree(), before)
 }
 
+// Without its account an installation is half undone, and says which half.
+func TestUninstallWithoutAccount(t *testing.T) {
+	for _, row := range []struct{ name, text string }{{"gone", ""}, {"torn", "{"}} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newStage(t)
+			s.docker("/usr/bin/docker", "1")
+			s.install()
+			if row.text != "" {
+				s.file(Manifest, row.text, 0o644)
+				if err := s.try(Uninstall); !errors.Is(err, ErrManifest) || !strings.Contains(err.Error(), "mv "+Manifest) {
+					t.Errorf("nobody is told what to do: %v", err)
+				}
+			}
+			must(t, os.Remove(s.root+Manifest))
+			p, err := Uninstall(s.o)
+			must(t, err)
+			if len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "rm -r /opt/tallyman "+Link+" /etc/tallyman "+StateDir) {
+				t.Errorf("what stays is not told: %q", p.Notes)
+			}
+			must(t, p.Run(t.Context(), func(string) {}))
+			if IsShim(s.root + "/usr/bin/docker") {
+				t.Error("the shim is still there")
+			}
+			s.says("/usr/bin/docker", "docker 1")
+		})
+	}
+}
+
 // Folders above are a job's: what it puts there must not lead root elsewhere.
 func TestLinksOfJobs(t *testing.T) {
 	s := newStage(t)
@@ -439,6 +467,17 @@ func TestLock(t *testing.T) {
 }
 
 // Whoever may read a folder may lock it: a job must not keep an upgrade away by that.
+// A mistyped root is an error: above it there is nothing to look for.
+func TestNoRoot(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "image.tar")
+	must(t, os.WriteFile(file, nil, 0o600))
+	for _, root := range []string{filepath.Join(t.TempDir(), "mistyped"), file} {
+		if _, err := Lock(root); err == nil || !strings.Contains(err.Error(), "--root") {
+			t.Errorf("%s: %v", root, err)
+		}
+	}
+}
+
 func TestLockOfAJob(t *testing.T) {
 	s := newStage(t)
 	must(t, os.Mkdir(s.root+"/root", 0o700))

@@ -60,6 +60,8 @@ var ErrNoManifest = errors.New("nothing was installed here by tallyman install")
 // ErrManifest is returned for an account that cannot be used.
 var ErrManifest = errors.New("the account of the installation cannot be used")
 
+var errNewer = errors.New("a newer version of Tallyman, use that one")
+
 // Load reads the account of the installation below root, "" or "/" for this
 // system. The error is ErrNoManifest or ErrManifest.
 func Load(root string) (*Account, error) {
@@ -73,7 +75,10 @@ func Load(root string) (*Account, error) {
 	}
 	a, err := parseManifest(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", Manifest, err)
+		if errors.Is(err, errNewer) {
+			return nil, fmt.Errorf("%s: %w", Manifest, err)
+		}
+		return nil, fmt.Errorf("%s: %w (mv %[1]s %[1]s.old and run it again: the tools' places are found without it)", Manifest, err)
 	}
 	return a, nil
 }
@@ -86,7 +91,7 @@ func parseManifest(data []byte) (*Account, error) {
 		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
 	}
 	if a.Schema > manifestSchema {
-		return nil, fmt.Errorf("%w: schema %d is of a newer version of Tallyman, use that one", ErrManifest, a.Schema)
+		return nil, fmt.Errorf("%w: schema %d is of %w", ErrManifest, a.Schema, errNewer)
 	}
 	if a.Schema < 1 {
 		return nil, fmt.Errorf("%w: it has no schema", ErrManifest)

@@ -40,6 +40,16 @@ func Uninstall(o Options) (*Plan, error) {
 		if len(p.Steps) == 0 {
 			return nil, ErrNothing
 		}
+		// Whose these are nobody can say without the account.
+		var stay []string
+		for _, file := range []string{path.Dir(BinDir), Link, path.Dir(ConfigFile), StateDir, TmpfilesConf} {
+			if p.t.exists(file) {
+				stay = append(stay, file)
+			}
+		}
+		if len(stay) > 0 {
+			p.note("%s is not there, so only the tools are given back; what else is Tallyman's stays: rm -r %s", Manifest, strings.Join(stay, " "))
+		}
 		return &p.Plan, nil
 	}
 	p.removeFiles()
