@@ -119,15 +119,29 @@ func (x *examination) runDir() {
 	case remote[f.Type]:
 		x.add(Fail, name, x.cfg.RunDir+" is on "+f.Type+", where records of several writers can mix and a call can hang", "choose a run_dir on tmpfs")
 	case f.Type != "tmpfs" && f.Type != "ramfs":
-		if x.cfg.SpoolOnDisk {
-			x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, a docker call can wait for the disk", "choose a run_dir on tmpfs")
-		} else {
-			x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, records are lost, because the shim does not wait for a disk", "choose a run_dir on tmpfs, or set spool_on_disk = true")
-		}
+		x.runDirOnDisk(f)
 	case f.FreeBytes < 1<<20:
 		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, size(f.FreeBytes)), "free space there, or make the tmpfs larger")
 	default:
 		x.ok(name, "%s is on %s, %s free", x.cfg.RunDir, f.Type, size(f.FreeBytes))
+	}
+}
+
+// runDirOnDisk judges a run_dir that is on no tmpfs, as in each image. Only a call without
+// an agent writes to it, so it matters where no hook starts one.
+func (x *examination) runDirOnDisk(f FileSystem) {
+	const name = "run_dir"
+	env, _ := x.runnerEnvironment()
+	switch {
+	case !x.cfg.SpoolOnDisk:
+		x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, records are lost, because the shim does not wait for a disk", "choose a run_dir on tmpfs, or set spool_on_disk = true")
+	case f.FreeBytes < 1<<20:
+		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, size(f.FreeBytes)), "free space there")
+	case env[startedVariable] == "":
+		x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+", and no hook starts an agent: each docker call writes there, and waits if that disk freezes or stalls",
+			"set the hooks, or choose a run_dir on tmpfs")
+	default:
+		x.ok(name, "%s is on %s, %s free: as spool_on_disk allows, calls write there while no agent runs, before and after jobs", x.cfg.RunDir, f.Type, size(f.FreeBytes))
 	}
 }
 

@@ -99,6 +99,18 @@ func install(t *testing.T) (root string, in *doctor.Input) {
 	}
 }
 
+// onDisk: run_dir is as tallyman install sets it in an image.
+func onDisk(t *testing.T, root string, in *doctor.Input, free uint64) {
+	t.Helper()
+	f, err := os.OpenFile(root+"/tallyman.conf", os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteString("spool_on_disk = true\n")
+	must(t, errors.Join(err, f.Close()))
+	in.StatFS = func(string) (doctor.FileSystem, error) {
+		return doctor.FileSystem{Type: "overlayfs", FreeBytes: free}, nil
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -483,7 +495,17 @@ func TestFaults(t *testing.T) {
 			in.StatFS = func(string) (doctor.FileSystem, error) {
 				return doctor.FileSystem{Type: "ext4", FreeBytes: 1 << 40}, nil
 			}
-		}, "run_dir", doctor.Warn, "is on ext4", "tmpfs"},
+		}, "run_dir", doctor.Warn, "records are lost", "spool_on_disk"},
+		{"run_dir is on a disk by choice, and hooks start an agent", func(t *testing.T, root string, in *doctor.Input) {
+			onDisk(t, root, in, 1<<40)
+		}, "run_dir", doctor.OK, "is on overlayfs, 1024.0 GiB free", ""},
+		{"run_dir is on a disk by choice, and nothing starts an agent", func(t *testing.T, root string, in *doctor.Input) {
+			onDisk(t, root, in, 1<<40)
+			setenv(in, "ACTIONS_RUNNER_HOOK_JOB_STARTED", "")
+		}, "run_dir", doctor.Warn, "no hook starts an agent", "set the hooks"},
+		{"run_dir is on a full disk by choice", func(t *testing.T, root string, in *doctor.Input) {
+			onDisk(t, root, in, 1<<19)
+		}, "run_dir", doctor.Fail, "loses records", "free space"},
 		{"the spool is not there", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Remove(root+"/run/spool")) },
 			"spool", doctor.Warn, "is not there", "install -d -m 1733"},
 		{"only its owner may write to the spool", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Chmod(root+"/run/spool", 0o755)) },

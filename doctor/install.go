@@ -354,13 +354,16 @@ func (x *examination) switches() {
 	}
 }
 
+// startedVariable names the hook that starts the agent.
+const startedVariable = "ACTIONS_RUNNER_HOOK_JOB_STARTED"
+
 // hooks checks the two hooks of the runner, in the environment of a running runner
 // where there is one that can be read.
 func (x *examination) hooks() {
 	env, where := x.runnerEnvironment()
 	x.runnerPath(env["PATH"], where)
 	for _, h := range []struct{ name, variable string }{
-		{"hook job-started", "ACTIONS_RUNNER_HOOK_JOB_STARTED"},
+		{"hook job-started", startedVariable},
 		{"hook job-completed", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"},
 	} {
 		path := env[h.variable]
