@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -273,7 +274,9 @@ func (a *Agent) open(ctx context.Context) error {
 // openMetrics finds DogStatsD. A mistyped address or tag costs the metrics and not the
 // account: status, doctor and log say what is wrong.
 func (a *Agent) openMetrics() (*metrics.Emitter, error) {
-	o := metrics.Options{Addr: a.o.Config.Statsd, EventTags: a.o.Config.StatsdTags, Logger: a.log, Now: a.o.Now}
+	o := metrics.Options{
+		Addr: a.o.Config.Statsd, EventTags: a.o.Config.StatsdTags, Tools: slices.Collect(maps.Keys(a.o.Config.Real)), Logger: a.log, Now: a.o.Now,
+	}
 	e, err := metrics.New(o)
 	if err == nil {
 		return e, nil

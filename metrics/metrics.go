@@ -69,9 +69,12 @@ type Options struct {
 	EventTags []string
 	// Tags are the tags of the job on all other metrics. Default: repo, workflow.
 	Tags []string
-	// MaxValues is the number of values that one tag may have at a time; further
-	// ones become __other__. A value that was not seen for an hour gives its place
-	// to a new one. Default 200.
+	// Tools are wrapped tools that the tag tool names beside the well-known ones, which
+	// need not stand here. Any other tool is counted as "other".
+	Tools []string
+	// MaxValues is the number of values that one tag without a closed set may have at a
+	// time; further ones become __other__. A value that was not seen for an hour gives
+	// its place to a new one. Default 200.
 	MaxValues int
 	// Logger gets where the agent is, once, and why it cannot be reached, once.
 	Logger *slog.Logger
@@ -151,7 +154,7 @@ func New(o Options) (*Emitter, error) {
 	for _, w := range to.warnings {
 		o.Logger.Warn("DogStatsD", "problem", w)
 	}
-	e := &Emitter{opts: o, log: o.Logger, target: to, tags: newTagger(o.MaxValues), stop: func() {}}
+	e := &Emitter{opts: o, log: o.Logger, target: to, tags: newTagger(o.MaxValues, o.Tools), stop: func() {}}
 	if to.addr == "" {
 		o.Logger.Info("DogStatsD metrics are off", "why", to.source)
 		return e, nil

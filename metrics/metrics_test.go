@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -286,6 +287,59 @@ func TestClosedSets(t *testing.T) {
 		if len(s.got) != len(s.want) {
 			t.Errorf("%s: %d here, %d in events", s.name, len(s.got), len(s.want))
 		}
+	}
+}
+
+// Whatever a job names its links to the shim, and whatever it sends the agent as
+// commands: the tags tool and command have no value that is not ours, and none of ours
+// loses its place to those.
+func TestToolsAndCommandsAreClosed(t *testing.T) {
+	faults.Case(t, "SE-10")
+	a := listen(t, "udp", "127.0.0.1:0")
+	e := emitter(t, Options{Addr: a.addr, Tags: []string{}, MaxValues: 5, Tools: []string{"Terraform"}})
+	call := func(tool, command string) {
+		e.Observe(&record.Record{Kind: record.KindInvocation, By: record.BySealed, CI: job("w"), Invocation: &record.Invocation{Tool: tool, Command: command}})
+	}
+	for i := range 1000 {
+		call(fmt.Sprint("docker", i), "pull")
+		call("docker", fmt.Sprint("pull", i))
+		call("docker", strings.Repeat("pull ", i)+"run")
+	}
+	known := 0
+	for command := range commands {
+		if command != "" && command != other {
+			call("podman", command)
+			known++
+		}
+	}
+	if known < 300 {
+		t.Errorf("only %d commands are known", known)
+	}
+	call("Terraform", "")
+	call("docker-compose", "up")
+	call("docker", "buildx imagetools create")
+	call("other", "other")
+	call("", "run")
+	got := map[string]string{}
+	podman := 0
+	for _, l := range a.flush(t, e) {
+		name, tags, _ := strings.Cut(stripOrigin(l), "|c|#")
+		if strings.HasPrefix(tags, "tool:podman,") {
+			podman++
+			continue
+		}
+		got[tags] = strings.TrimPrefix(name, "docker.invocations:")
+	}
+	want := map[string]string{
+		"tool:other,command:pull": "1000", "tool:docker,command:other": "1999", "tool:docker,command:run": "1",
+		"tool:terraform,command:none": "1", "tool:docker-compose,command:up": "1", "tool:docker,command:buildx_imagetools_create": "1",
+		"tool:other,command:other": "1", "tool:none,command:run": "1",
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	if podman != known {
+		t.Errorf("%d of %d commands have a series", podman, known)
 	}
 }
 

@@ -1,8 +1,10 @@
 package metrics
 
 import (
+	_ "embed"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -34,8 +36,8 @@ const (
 	forgetAfter = 3600 // seconds
 )
 
-// eventTypes and eventActions are the closed sets of package events; a test holds
-// them against it.
+// The closed sets. eventTypes and eventActions are those of package events; a test
+// holds them against it.
 var (
 	eventTypes   = words("container image network volume builder daemon plugin other")
 	eventActions = words(`
@@ -43,17 +45,33 @@ var (
 		remove commit top copy archive-path extract-to-dir export import save load tag untag push pull prune delete
 		enable disable connect disconnect reload mount unmount
 		exec_create exec_start exec_die exec_detach health_status other`)
-	// commandWords are the words of docker's command paths (docker/cli 29.4,
-	// buildx 0.36, compose 5): anything else on a command line may be a secret
-	// typed in the wrong place.
-	commandWords = words(`
-		annotate attach bake build builder buildx ca checkpoint commit compose config container context convert copy cp
-		create dap df dial-stdio diff disable down du enable eval events exec export history image images imagetools
-		import info init inspect install join join-token kill leave list load login logout logs ls manifest model network
-		node open pause plugin policy port prune ps pull push remove rename restart rm rmi rollback run save scale scout
-		search secret service services set stack start stats stop swarm sbom system tag test top trace trust uninstall
-		unlock unlock-key unpause up update upgrade use version volume wait watch attachment promote demote deploy`)
+	// tools are what a tag calls by its name besides Options.Tools. A job can call the
+	// shim by any name, through a link of its own.
+	tools = words(`
+		docker docker-buildx docker-compose podman podman-compose nerdctl buildah buildctl skopeo crane regctl oras ctr
+		crictl helm kubectl git other`)
+	// commands are docker's command paths and the words in them (docker-compose up is
+	// recorded as up): anything else on a command line may be a secret typed in the
+	// wrong place.
+	commands = commandPaths()
 )
+
+//go:embed commands.txt
+var commandList string
+
+func commandPaths() map[string]bool {
+	m := map[string]bool{"": true, other: true}
+	for path := range strings.Lines(commandList) {
+		if path = strings.TrimSpace(path); strings.HasPrefix(path, "#") {
+			continue
+		}
+		m[path] = true
+		for word := range strings.FieldsSeq(path) {
+			m[word] = true
+		}
+	}
+	return m
+}
 
 func words(s string) map[string]bool {
 	m := make(map[string]bool)
@@ -65,9 +83,10 @@ func words(s string) map[string]bool {
 
 // tagger makes tags of records, and keeps the number of values of each bounded.
 type tagger struct {
-	max  int
-	now  int64 // seconds since 1970, set by the caller
-	keys map[string]*values
+	max   int
+	tools map[string]bool // beside the set that is known to all
+	now   int64           // seconds since 1970, set by the caller
+	keys  map[string]*values
 }
 
 // values are the values of one tag.
@@ -84,7 +103,13 @@ type value struct {
 	seen int64
 }
 
-func newTagger(max int) tagger { return tagger{max: max, keys: make(map[string]*values)} }
+func newTagger(max int, tools []string) tagger {
+	t := tagger{max: max, tools: make(map[string]bool, len(tools)), keys: make(map[string]*values)}
+	for _, tool := range tools {
+		t.tools[tool] = true
+	}
+	return t
+}
 
 // tag returns the tag of r by its name, ready to send.
 func (t *tagger) tag(r *record.Record, name string) string {
@@ -98,11 +123,14 @@ func (t *tagger) tag(r *record.Record, name string) string {
 		known.seen = t.now
 		return known.tag
 	}
-	cleaned := clean(refine(name, text), maxTag-len(name)-1)
+	refined, closed := t.refine(name, text)
+	cleaned := clean(refined, maxTag-len(name)-1)
 	known := v.clean[cleaned]
 	if known == nil {
 		places := t.max
-		if r.By == record.ByEnvironment {
+		if closed {
+			places = math.MaxInt // or a job that makes use of all of them would make the others nameless
+		} else if r.By == record.ByEnvironment {
 			// Names that nobody has sealed are any that a job likes to give: they must not
 			// take the places of the names that are known.
 			places = (t.max + 1) / 2
@@ -198,19 +226,26 @@ func raw(r *record.Record, name string) string {
 }
 
 // refine maps the text of a tag with a closed set, or with more in it than a tag
-// may have, to what may be said.
-func refine(name, text string) string {
+// may have, to what may be said, and reports whether that is of a closed set.
+func (t *tagger) refine(name, text string) (value string, closed bool) {
 	switch name {
 	case "event_type":
-		return in(eventTypes, text)
+		return in(eventTypes, text), true
 	case "action":
-		return in(eventActions, text)
-	case "image":
-		return repository(text)
+		return in(eventActions, text), true
+	case "exit":
+		return text, true // exitClass made it
+	case "tool":
+		if text == "" || t.tools[text] {
+			return text, true
+		}
+		return in(tools, text), true
 	case "command":
-		return command(text)
+		return in(commands, text), true
+	case "image":
+		return repository(text), false
 	}
-	return text
+	return text, false
 }
 
 func in(set map[string]bool, s string) string {
@@ -218,15 +253,6 @@ func in(set map[string]bool, s string) string {
 		return s
 	}
 	return other
-}
-
-func command(s string) string {
-	for w := range strings.FieldsSeq(s) {
-		if !commandWords[w] {
-			return other
-		}
-	}
-	return s
 }
 
 // repository returns an image reference without tag and digest, as docker shows it:

@@ -1,6 +1,7 @@
 // Command flagsgen turns flags.tsv and words.txt into the table that the shim's
-// command line parser searches. It is run by `go generate ./wrapper`; with -check it
-// writes nothing and exits 1 when the table is stale.
+// command line parser searches, and into the list of command paths that a metric may
+// name. It is run by `go generate ./wrapper`; with -check it writes nothing and exits 1
+// when one of them is stale.
 //
 // The table is one string constant: a map would be built at every start of the
 // shim, before the first docker command could run.
@@ -24,7 +25,10 @@ func main() {
 	}
 }
 
-const output = "flags_gen.go"
+const (
+	tableFile    = "flags_gen.go"
+	commandsFile = "../metrics/commands.txt"
+)
 
 func run(check bool) error {
 	flags := map[string][]string{} // command path -> entries such as |tag/t=
@@ -119,14 +123,23 @@ func run(check bool) error {
 		}
 		fmt.Fprintf(&b, "\t%q%s\n", line, plus)
 	}
-	old, err := os.ReadFile(output)
-	if err == nil && bytes.Equal(old, b.Bytes()) {
+	list := "# Written by flagsgen from wrapper/flags.tsv and wrapper/words.txt; do not edit." + strings.Join(commands, "\n") + "\n"
+	if err := write(commandsFile, []byte(list), check); err != nil {
+		return err
+	}
+	return write(tableFile, b.Bytes(), check)
+}
+
+// write writes a file where it has changed.
+func write(name string, data []byte, check bool) error {
+	old, err := os.ReadFile(name)
+	if err == nil && bytes.Equal(old, data) {
 		return nil
 	}
 	if check {
-		return fmt.Errorf("%s is stale: run `go generate ./wrapper`", output)
+		return fmt.Errorf("%s is stale: run `go generate ./wrapper`", name)
 	}
-	return os.WriteFile(output, b.Bytes(), 0o644)
+	return os.WriteFile(name, data, 0o644)
 }
 
 // orBar makes sure that a command's name ends at a bar or an angle.
