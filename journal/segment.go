@@ -152,7 +152,31 @@ func (d folder) names() ([]string, error) {
 
 // segments lists the numbers of the segments in ascending order. That they are
 // regular files is not checked.
+//
+// A directory is not listed at one moment: of two segments that are made meanwhile,
+// the later one may be in the list and the earlier one not, and a reader would pass
+// over it. Segments are made in the order of their numbers. So what comes before the
+// last one of a list was there when the next list was begun, which therefore has it.
 func (d folder) segments() ([]uint64, error) {
+	for {
+		before, err := d.list()
+		if err != nil || len(before) == 0 {
+			return nil, err
+		}
+		numbers, err := d.list()
+		if err != nil {
+			return nil, err
+		}
+		last := before[len(before)-1]
+		numbers = slices.DeleteFunc(numbers, func(n uint64) bool { return n > last })
+		if len(numbers) > 0 {
+			return numbers, nil
+		}
+		// All of them were removed meanwhile.
+	}
+}
+
+func (d folder) list() ([]uint64, error) {
 	names, err := d.names()
 	if err != nil {
 		return nil, fmt.Errorf("list segments: %w", err)
