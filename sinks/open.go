@@ -111,11 +111,7 @@ func Parse(rawURL string, more ...Scheme) (*Target, error) {
 	schemes := append(Builtin(), more...)
 	u, err := url.Parse(strings.TrimSpace(rawURL))
 	if err != nil {
-		var parse *url.Error
-		if errors.As(err, &parse) {
-			err = parse.Err // without the URL
-		}
-		return nil, fmt.Errorf("sink: not a URL: %w", err)
+		return nil, notAURL(rawURL, err)
 	}
 	at := slices.IndexFunc(schemes, func(s Scheme) bool { return s.Name == u.Scheme })
 	if at < 0 {
@@ -124,7 +120,7 @@ func Parse(rawURL string, more ...Scheme) (*Target, error) {
 			names, forms = append(names, s.Name), append(forms, s.Form)
 		}
 		if u.Scheme == "" {
-			return nil, fmt.Errorf("sink %q: a URL is wanted: %s", u.Path, strings.Join(forms, ", "))
+			return nil, fmt.Errorf("sink %q: a URL is wanted: %s", redact(u), strings.Join(forms, ", "))
 		}
 		return nil, fmt.Errorf("sink %s: unknown kind %q, did you mean %q? (known: %s)", redact(u), u.Scheme, nearest(u.Scheme, names), strings.Join(forms, ", "))
 	}
@@ -261,10 +257,37 @@ func (t *Target) Bool(name string, missing bool) bool {
 	return b
 }
 
-// redact is the URL without what may be secret.
+// notAURL tells what is wrong with a URL. The parser's reason quotes a piece of it,
+// which is one of the password where that has a /, ?, # or %.
+func notAURL(raw string, err error) error {
+	var parse *url.Error
+	if errors.As(err, &parse) {
+		err = parse.Err // without the URL
+	}
+	if strings.Contains(raw, "@") {
+		return errors.New("sink: not a URL: what stands before the @ cannot be read, and no kind of sink takes a user or password there")
+	}
+	return fmt.Errorf("sink: not a URL: %w", err)
+}
+
+// redact is the URL without what may be secret: a user and password, which stand in
+// its path or are all of it where slashes are missing.
 func redact(u *url.URL) string {
 	r := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, Opaque: u.Opaque}
+	if _, after, ok := cutLast(r.Opaque, "@"); ok {
+		r.Opaque = after
+	}
+	if before, after, ok := cutLast(r.Path, "@"); ok && strings.Contains(before, ":") { // a file's name may have an @
+		r.Path = "/" + after
+	}
 	return r.String()
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // defaultName is a name that stays the same while the place of delivery does: a

@@ -120,6 +120,17 @@ func TestOpen(t *testing.T) {
 		{"fluent://user:secret@h?tga=secret", `unknown parameter "tga"`},
 		{"flu://user:secret@h?x=secret", `did you mean "fluent"`},
 		{"fluent://user:secret@h%zz/?token=secret", "not a URL"},
+		// The parser's own words quote a piece of these.
+		{"fluent://user:7secret#x@h", "before the @"},
+		{"fluent://user:7secret/x@h", "before the @"},
+		{"fluent://user:7secret?x@h", "before the @"},
+		{"fluent://user:x%secret@h", "before the @"},
+		{"user:secret@h:24224", "unknown kind"},
+		{"flu:user:secret@h:24224", `did you mean "fluent"`},
+		{"fluent:user:secret@h:24224?tga=1", `did you mean "tag"`},
+		{"fluent:/user:secret@h:24224?tga=1", `did you mean "tag"`},
+		{"//user:secret@h:24224", `sink "//h:24224": a URL is wanted`},
+		{"/user:secret@h", "a URL is wanted"},
 	} {
 		t.Run(tt.url, func(t *testing.T) {
 			s, err := Open(t.Context(), tt.url, other)
@@ -178,6 +189,9 @@ func TestNames(t *testing.T) {
 	}
 	if got := name("file:///a.jsonl?name=audit"); got != "audit" {
 		t.Errorf("name=audit gives %s", got)
+	}
+	if target, err := Parse("file:///var/log/a@b.jsonl"); err != nil || target.Pump.Target != "file:///var/log/a@b.jsonl" {
+		t.Errorf("%+v, %v", target, err)
 	}
 	target, err := Parse("file:///a.jsonl?batch_records=10&batch_bytes=64KiB&batch_delay=1s&timeout=5s")
 	if err != nil {
