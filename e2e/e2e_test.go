@@ -390,16 +390,25 @@ func (r *rig) agentPID() int {
 // killAgent ends the agent with SIGKILL and waits for the end.
 func (r *rig) killAgent() {
 	r.t.Helper()
-	pid := r.agentPID()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	fd, err := unix.PidfdOpen(r.agentPID(), 0)
+	if err != nil {
 		r.t.Fatal(err)
 	}
-	eventually(r.t, 5*time.Second, func() error {
-		if slices.Contains(r.inst.Processes(), pid) {
-			return errors.New("the agent is still there")
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		r.t.Fatal(err)
+	}
+	// Readable when its files are closed, its lock among them: it has left /proc's list of
+	// commands before that, and with a thousand sockets long before.
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case n > 0:
+			return
+		case err != nil && err != unix.EINTR, time.Now().After(deadline):
+			r.t.Fatalf("the killed agent is still there: %v", err)
 		}
-		return nil
-	})
+	}
 }
 
 // docker runs docker the way a script on the runner would, with the shim first in
