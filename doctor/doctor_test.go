@@ -596,6 +596,14 @@ func TestFaults(t *testing.T) {
 		{"a daemon over TCP that is not there", func(t *testing.T, root string, in *doctor.Input) {
 			setenv(in, "DOCKER_HOST", "tcp://127.0.0.1:1")
 		}, "daemon", doctor.Fail, "no Docker daemon at tcp://127.0.0.1:1", "dind"},
+		{"an address that is none, with a password", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "DOCKER_HOST", "tcp://u:hunter2@ho st:1")
+		},
+			"daemon", doctor.Fail, "write it as unix:///path or tcp://host:port", "now from DOCKER_HOST"},
+		{"an address with a password", func(t *testing.T, root string, in *doctor.Input) {
+			setenv(in, "DOCKER_HOST", "tcp://u:hunter2@127.0.0.1:1")
+		},
+			"daemon", doctor.Fail, "no Docker daemon at tcp://127.0.0.1:1:", "DOCKER_HOST"},
 		{"a daemon over SSH", func(t *testing.T, root string, in *doctor.Input) { setenv(in, "DOCKER_HOST", "ssh://build@host") },
 			"daemon", doctor.Warn, "events are not read", "docker_host"},
 		{"a daemon whose clock is an hour off", func(t *testing.T, root string, in *doctor.Input) {

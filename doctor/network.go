@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/metrics"
 )
 
@@ -65,16 +66,22 @@ func (x *examination) daemon(ctx context.Context) {
 	if host == "" {
 		host, from = defaultHost, "the default"
 	}
-	scheme, rest, _ := strings.Cut(host, "://")
+	scheme, _, _ := strings.Cut(host, "://")
 	if scheme == "ssh" || scheme == "npipe" || scheme == "fd" {
 		x.add(Warn, name, "the daemon is reached by "+scheme+" ("+from+"): its events are not read", "set docker_host to a unix:// or tcp:// address for events")
 		return
 	}
+	host, err := events.Address(host)
+	if err != nil {
+		x.add(Fail, name, err.Error(), "correct it (now from "+from+"): until then no events are recorded")
+		return
+	}
+	scheme, rest, _ := strings.Cut(host, "://")
 	ctx, cancel := context.WithTimeout(ctx, x.in.Timeout)
 	defer cancel()
 	before := x.in.Now()
 	var state DaemonState
-	err := dialUnix(ctx, scheme, rest)
+	err = dialUnix(ctx, scheme, rest)
 	if err == nil {
 		state, err = x.in.Daemon(ctx, host)
 	}

@@ -75,30 +75,11 @@ func (e *statusError) Error() string {
 	return s
 }
 
-// CheckHost says what is wrong with an address of a daemon, in the form of
-// DOCKER_HOST, that no waiting makes right. Nothing is dialled; empty is the default
-// socket and right.
-func CheckHost(host string) error {
-	if host == "" {
-		return nil
-	}
-	// The client's own message would repeat the address, which may hold a password.
-	u, err := client.ParseHostURL(host)
-	switch {
-	case err != nil:
-		return errors.New("the address of the Docker daemon cannot be read: write it as unix:///path or tcp://host:port")
-	case u.Scheme != "unix" && u.Scheme != "tcp":
-		return fmt.Errorf("cannot reach a Docker daemon over %s://: write its address as unix:///path or tcp://host:port", u.Scheme)
-	case u.Host == "": // of unix:// the whole path
-		return fmt.Errorf("the address of the Docker daemon names nothing behind %s://", u.Scheme)
-	}
-	return nil
-}
-
 // openDaemon prepares a connection; nothing is dialled yet. host is in the form of
 // DOCKER_HOST; empty means the environment's DOCKER_HOST, else the default socket.
 func openDaemon(host string) (*daemon, error) {
-	if err := CheckHost(cmp.Or(host, os.Getenv("DOCKER_HOST"))); err != nil {
+	host, err := Address(cmp.Or(host, os.Getenv("DOCKER_HOST")))
+	if err != nil {
 		return nil, err
 	}
 	opts := []client.Opt{client.FromEnv}

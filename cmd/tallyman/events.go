@@ -127,9 +127,10 @@ func lockDir(runDir string) string {
 // waited for, but a mistyped one would be waited for without end.
 func (p *program) checkDaemon(host string) error {
 	if host != "" {
-		return events.CheckHost(host)
+		_, err := events.Address(host)
+		return err
 	}
-	if err := events.CheckHost(p.variable("DOCKER_HOST")); err != nil {
+	if _, err := events.Address(p.variable("DOCKER_HOST")); err != nil {
 		return fmt.Errorf("DOCKER_HOST: %w", err)
 	}
 	return nil
