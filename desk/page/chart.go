@@ -163,6 +163,7 @@ func (v *chartView) draw(r panels.Result, layers []int, sums [][]float64, start 
 		fmt.Fprintf(&b, `<line class="%s" x1="0" x2="100%%" y1="%s" y2="%s"/>`, class, y(t), y(t))
 	}
 	n := float64(len(sums))
+	wide := min(0.8/n, 0.08) // one hour alone is no wall
 	for i, s := range sums {
 		sum := 0.0
 		for l, col := range layers {
@@ -171,7 +172,7 @@ func (v *chartView) draw(r panels.Result, layers []int, sums [][]float64, start 
 			}
 			h := math.Max(plotHeight*s[l]/top, 1)
 			fmt.Fprintf(&b, `<rect class="%s" x="%s" width="%s" y="%s" height="%s"/>`, layerClass(r.Columns[col], l),
-				percent((float64(i)+0.1)/n), percent(0.8/n), y(sum+s[l]), strconv.FormatFloat(math.Round(h*10)/10, 'f', -1, 64))
+				percent(float64(i)/n+wide/8), percent(wide), y(sum+s[l]), strconv.FormatFloat(math.Round(h*10)/10, 'f', -1, 64))
 			sum += s[l]
 		}
 		if sum == 0 {
