@@ -159,6 +159,12 @@ packages: $(NFPM) $(SBOM) ## .deb, .rpm, tarballs, SBOMs and SHA256SUMS of this 
 	packaging/build.sh $(NFPM) $(SBOM)
 	@cat dist/SHA256SUMS
 
+# By itself, because it wants a C++ compiler, and is for this machine's architecture.
+.PHONY: packages-desk
+packages-desk: $(NFPM) $(SBOM) ## .deb, .rpm, tarball and SBOM of the desk in dist, after make packages (wants a C++ compiler)
+	packaging/desk.sh $(NFPM) $(SBOM)
+	@cat dist/SHA256SUMS
+
 .PHONY: bench-blame
 bench-blame: ## Ranking of suspects in simulated fleets whose guilty are known, beside the count of overlaps
 	@$(GO) build -o $(CACHE)/bin/blamebench ./blame/blamebench

@@ -23,31 +23,11 @@ shift $((OPTIND - 1))
 nfpm=$1
 sbom=$2
 
-git='git -c safe.directory=*'
-: "${VERSION:=$($git describe --tags --always --dirty)}"
-: "${COMMIT:=$($git rev-parse --short=12 HEAD)}"
-: "${SOURCE_DATE_EPOCH:=$($git log -1 --format=%ct)}"
-export SOURCE_DATE_EPOCH CGO_ENABLED=0 LC_ALL=C TZ=UTC
-export GOFLAGS=-buildvcs=false
-umask 022
-
-# v1.2.3-4-gabc is the fourth commit after 1.2.3. Package managers take no -, and want a
-# number in front.
-case $VERSION in
-v[0-9]* | [0-9]*.[0-9]*) version=$(printf %s "${VERSION#v}" | sed 's/-/+/; s/-/./g') ;;
-*) version=0.0.0+$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d).$(printf %s "$VERSION" | tr -- - .) ;;
-esac
+. packaging/version.sh
+export CGO_ENABLED=0
 
 rm -rf "$out"
 mkdir -p "$out"
-
-# tarball NAME FOLDER: the same bytes for the same files, whoever packs them.
-tarball() {
-	(cd "$2" && find . -mindepth 1 -printf '%P\n' | sort | sed "s,^,./,") |
-		tar --create --directory "$2" --no-recursion --files-from - --transform "s,^\.,tallyman-$version," \
-			--format ustar --mtime "@$SOURCE_DATE_EPOCH" --owner 0 --group 0 --numeric-owner |
-		gzip -n -9 >"$out/$1"
-}
 
 for arch in $architectures; do
 	files=$out/linux_$arch
@@ -74,8 +54,7 @@ for arch in $architectures; do
 			-output "$out/tallyman_${version}_linux_$arch$variant.cdx.json" "$out/linux_$arch$variant/tallyman" 2>"$out/nfpm.log" || { cat "$out/nfpm.log" >&2; exit 1; }
 		rm "$out/nfpm.log"
 		install -m 0644 LICENSE README.md "$out/linux_$arch$variant"
-		tarball "tallyman_${version}_linux_$arch$variant.tar.gz" "$out/linux_$arch$variant"
+		tarball tallyman "tallyman_${version}_linux_$arch$variant.tar.gz" "$out/linux_$arch$variant"
 	done
 done
-(cd "$out" && sha256sum -- *.*) >"$out.sums"
-mv "$out.sums" "$out/SHA256SUMS"
+sums
