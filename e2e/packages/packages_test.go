@@ -3,7 +3,9 @@ package packages
 import (
 	"debug/buildinfo"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -412,6 +414,29 @@ func TestDebThatFails(t *testing.T) {
 	sameTree(t, before, treeOf(t, root))
 }
 
+// dockerRPM makes a stand-in for docker's own .rpm.
+func dockerRPM(t *testing.T, version string) string {
+	t.Helper()
+	nfpm, err := tool("nfpm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"docker": "#!/bin/sh\necho docker " + version + "\n",
+		"nfpm.yaml": "name: docker-ce-cli\narch: all\nversion: " + version + "\nversion_schema: none\nmaintainer: a <a@example.org>\ndescription: x\n" +
+			"contents:\n  - {src: docker, dst: /usr/bin/docker, file_info: {mode: 0755}}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said, err := runIn(dir, nfpm, "package", "--packager", "rpm", "--target", "docker.rpm"); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	return filepath.Join(dir, "docker.rpm")
+}
+
 // TestRPM installs, upgrades and removes the .rpm in a root with a database of RPM's. The
 // root is otherwise a Debian, so what is tested is the package and its scriptlets, not
 // a distribution that lives on RPM.
@@ -421,15 +446,10 @@ func TestRPM(t *testing.T) {
 		require.Missing(t, "rpm: run make setup, or apt-get install rpm")
 	}
 	root := standin.Require(t)
-	docker := filepath.Join(root, "usr/bin/docker")
-	if err := os.WriteFile(docker, []byte("#!/bin/sh\necho docker 1\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	// It is of a distribution's package filesystem.
 	if err := os.MkdirAll(filepath.Join(root, "usr/share/licenses"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	before := treeOf(t, root)
 	rpm := func(args ...string) string {
 		t.Helper()
 		out, err := runIn("/", "rpm", append([]string{"--root", root, "--dbpath", "/var/lib/rpm"}, args...)...)
@@ -438,6 +458,10 @@ func TestRPM(t *testing.T) {
 		}
 		return out
 	}
+	one := dockerRPM(t, "1")
+	docker := filepath.Join(root, "usr/bin/docker")
+	rpm("--install", "--nodeps", one)
+	before := treeOf(t, root)
 	// The root has no package that RPM knows, so /bin/sh is not provided by any.
 	rpm("--install", "--nodeps", d.rpm)
 	wantShim(t, root, "docker 1")
@@ -449,8 +473,45 @@ func TestRPM(t *testing.T) {
 	if out := rpm("--query", "tallyman"); !strings.Contains(out, next) {
 		t.Errorf("after the upgrade there is %s", out)
 	}
+
+	// RPM knows no diversions: docker's upgrade overwrites the shim, which is told, and
+	// mended by another run.
+	rpm("--upgrade", "--nodeps", dockerRPM(t, "2"))
+	wantDocker(t, root, "docker 2")
+	if install.IsShim(docker) {
+		t.Error("RPM left the shim alone: the documents can say so")
+	}
+	if out, err := standin.Run(root, "tallyman", "install", "--from-package", "--check"); err == nil || !strings.Contains(out, "put the shim at /usr/bin/docker") {
+		t.Errorf("after docker's upgrade nothing is to do: %v: %s", err, out)
+	}
+	if out, err := standin.Run(root, "tallyman", "install", "--from-package"); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	wantShim(t, root, "docker 2")
+
+	rpm("--upgrade", "--oldpackage", "--nodeps", one)
+	if out, err := standin.Run(root, "tallyman", "install", "--from-package"); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	wantShim(t, root, "docker 1")
 	rpm("--erase", "tallyman")
 	wantDocker(t, root, "docker 1")
+	if out := rpm("--verify", "--nodeps", "docker-ce-cli"); out != "" {
+		t.Errorf("rpm --verify docker-ce-cli: %s", out)
+	}
+
+	// A removal of docker takes the shim and leaves the real one, which ours puts back.
+	rpm("--install", "--nodeps", d.rpm)
+	rpm("--erase", "docker-ce-cli")
+	if _, err := os.Lstat(docker); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("docker after its removal: %v", err)
+	}
+	rpm("--erase", "tallyman")
+	wantDocker(t, root, "docker 1")
+	if err := os.Remove(docker); err != nil {
+		t.Fatal(err)
+	}
+	rpm("--install", "--nodeps", one)
 	// RPM knows no purge.
 	records := filepath.Join(root, install.StateDir)
 	if _, err := os.Stat(filepath.Join(records, "run/spool/0.jsonl")); err != nil {
