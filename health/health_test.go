@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	"go.uber.org/goleak"
 
 	"github.com/tallyman-ci/tallyman/agent"
@@ -95,6 +97,25 @@ func TestMetrics(t *testing.T) {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %s in\n%s", want, body)
 		}
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]string{}
+	for _, l := range families["tallyman_job_info"].GetMetric()[0].GetLabel() {
+		labels[l.GetName()] = l.GetValue()
+	}
+	if labels["workflow"] != busy.CI.Workflow || labels["pod"] != host.Pod {
+		t.Errorf("a parser reads the labels %q", labels)
+	}
+
+	// After the job there is nothing to join to.
+	ended := busy
+	ended.CI = nil
+	if _, body := get(t, serve(t, "127.0.0.1:0", func() Report { return OfAgent(ended, host) }), "/metrics"); strings.Contains(body, "tallyman_job_info") {
+		t.Errorf("no job runs, and its metric is there:\n%s", body)
 	}
 }
 
