@@ -257,17 +257,21 @@ func (t *Target) Bool(name string, missing bool) bool {
 	return b
 }
 
-// notAURL tells what is wrong with a URL. The parser's reason quotes a piece of it,
-// which is one of the password where that has a /, ?, # or %.
+// notAURL tells what is wrong with a URL. The parser's reason quotes a piece of it, which
+// is one of a password where that has a /, ?, # or % in it.
 func notAURL(raw string, err error) error {
+	if strings.Contains(raw, "@") {
+		return errors.New("sink: not a URL: what stands before the @ cannot be read, and no kind of sink takes a user or password there")
+	}
 	var parse *url.Error
 	if errors.As(err, &parse) {
 		err = parse.Err // without the URL
 	}
-	if strings.Contains(raw, "@") {
-		return errors.New("sink: not a URL: what stands before the @ cannot be read, and no kind of sink takes a user or password there")
+	reason, rest, quotes := strings.Cut(err.Error(), ` "`)
+	if _, after, ok := cutLast(rest, `"`); quotes && ok {
+		reason += after
 	}
-	return fmt.Errorf("sink: not a URL: %w", err)
+	return fmt.Errorf("sink: not a URL: %s", reason)
 }
 
 // redact is the URL without what may be secret: a user and password, which stand in

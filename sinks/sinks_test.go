@@ -125,6 +125,7 @@ func TestOpen(t *testing.T) {
 		{"fluent://user:7secret/x@h", "before the @"},
 		{"fluent://user:7secret?x@h", "before the @"},
 		{"fluent://user:x%secret@h", "before the @"},
+		{"fluent://user:7secret", "sink: not a URL: invalid port after host"},
 		{"user:secret@h:24224", "unknown kind"},
 		{"flu:user:secret@h:24224", `did you mean "fluent"`},
 		{"fluent:user:secret@h:24224?tga=1", `did you mean "tag"`},

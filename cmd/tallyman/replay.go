@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -56,6 +57,12 @@ func (p *program) replay(c *cli.Context) error {
 	case c.String("file") != "" && (!quarantine || c.String("to") == ""):
 		return badUsage(c, "--file goes with --quarantine and --to")
 	}
+	if file := c.String("file"); file != "" {
+		_, err := os.Stat(file)
+		if _, left := os.Stat(file + ".replay"); err != nil && left != nil { // a replay that was killed leaves that one
+			return fmt.Errorf("%w (a quarantine of which all was taken is removed)", err)
+		}
+	}
 	cfg, err := p.loadConfig(c)
 	if err != nil {
 		return err
@@ -73,6 +80,9 @@ func (p *program) replay(c *cli.Context) error {
 		if *field, err = report.ParseTime(c.String(flag), now); err != nil {
 			return badUsage(c, "--%s: %v", flag, err)
 		}
+	}
+	if !until.IsZero() && !from.Before(until) {
+		return badUsage(c, "--until is not after --since: there is nothing between %s and %s", from.Format(time.RFC3339), until.Format(time.RFC3339))
 	}
 	var errs []error
 	for _, url := range urls {
