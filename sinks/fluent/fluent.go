@@ -135,7 +135,7 @@ func (s *sink) Write(ctx context.Context, batch []sinks.Entry) error {
 		}
 	}
 	refused := s.refused
-	s.first, s.refused = "", nil
+	s.n, s.refused = 0, nil // the next batch is another one, whatever its ids
 	if len(refused) > 0 {
 		return &sinks.RefusedError{Refused: refused}
 	}

@@ -116,6 +116,22 @@ func TestWhatIsNoRecordIsRefused(t *testing.T) {
 	}
 }
 
+// Batches of records without an id, which a job can make, are not taken for one batch
+// that comes again.
+func TestBatchesOfRecordsWithoutIDs(t *testing.T) {
+	r := forwardtest.New(t, "0")
+	r.Start()
+	s := openSink(t, r.URL(""))
+	for range 2 {
+		if err := s.Write(t.Context(), []sinks.Entry{{Line: line("")}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.Received(); len(got) != 2 {
+		t.Errorf("%d events, want 2", len(got))
+	}
+}
+
 // A job sends a member that is nested deeper than receivers decode. It must not stop
 // the sink for everybody, and stays readable.
 func TestDeeplyNestedMembersBecomeText(t *testing.T) {
