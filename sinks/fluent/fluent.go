@@ -11,6 +11,7 @@ package fluent
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -157,6 +158,10 @@ func (s *sink) post(ctx context.Context, e event) error {
 		client, err := fluent.New(config)
 		if err != nil {
 			_ = client.Close() // it was made all the same, and has no connection
+			var certificate *tls.CertificateVerificationError
+			if errors.As(err, &certificate) {
+				return fmt.Errorf("the certificate of the Forward receiver at %s is not accepted: %w (name the host as the certificate does; one of your own authority is trusted by SSL_CERT_FILE in the agent's environment)", s.address, certificate.Err)
+			}
 			return fmt.Errorf("no Forward receiver at %s: %w (is the in_forward input on, and reachable from here?)", s.address, err)
 		}
 		s.client = client
