@@ -21,6 +21,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/agent"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/sinks"
@@ -280,5 +281,31 @@ func TestOpenLogPutsAFullOneAside(t *testing.T) {
 	}
 	if old, err := os.Stat(path + ".1"); err != nil || old.Size() != maxLog+1 {
 		t.Errorf("%v, %v", old, err)
+	}
+}
+
+// A person tells sinks of one kind apart by where they deliver, whatever their state is.
+func TestStatusOfSinks(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	st := agent.Status{Version: "1", Started: now.Add(-time.Hour), Sinks: []sinks.Status{
+		{Name: "fluent-5e56e5ff", Target: "fluent://a:24224", State: sinks.StateIdle, Delivered: 7},
+		{Name: "fluent-11111111", Target: "fluent://b:24224", State: sinks.StateRetrying, BehindRecords: 4, BehindSeconds: 1.5, LastError: "refused\x1b[2J", LastErrorAt: now.Add(-2 * time.Second)},
+		{Name: "c", Target: "pubsub://p/t", State: sinks.StateStuck, BehindRecords: 1, Refused: 2, Dropped: 3, LastError: "no answer within 30s", LastErrorAt: now},
+		{Name: "of another version", State: "resting"},
+	}}
+	out := describe(st, now)
+	for _, want := range []string{
+		"sink      fluent-5e56e5ff: idle, 0 records and 0.0 s behind; 7 delivered, 0 refused, 0 dropped\n          to fluent://a:24224\n",
+		"sink      fluent-11111111: retrying, 4 records and 1.5 s behind; 0 delivered, 0 refused, 0 dropped\n          to fluent://b:24224\n          last error 2s ago: refused",
+		"sink      c: stuck, 1 records and 0.0 s behind; 0 delivered, 2 refused, 3 dropped\n          to pubsub://p/t\n          last error 0s ago: no answer within 30s\n",
+		"sink      of another version: resting, 0 records and 0.0 s behind; 0 delivered, 0 refused, 0 dropped\nproblem ",
+		"problem   sink c is stuck, 1 records behind (no answer within 30s)\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the status does not say %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "\x1b") || strings.Contains(out, "sink fluent-5e56e5ff is") {
+		t.Errorf("%q", out)
 	}
 }

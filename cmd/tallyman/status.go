@@ -134,6 +134,9 @@ func describe(s agent.Status, now time.Time) string {
 	}
 	for _, k := range s.Sinks {
 		line("sink", "%s: %s, %d records and %.1f s behind; %d delivered, %d refused, %d dropped", k.Name, k.State, k.BehindRecords, k.BehindSeconds, k.Delivered, k.Refused, k.Dropped)
+		if k.Target != "" { // a name that was made from it tells a person nothing
+			line("", "to %s", k.Target)
+		}
 		if k.LastError != "" {
 			line("", "last error %s ago: %s", max(now.Sub(k.LastErrorAt), 0).Round(time.Second), k.LastError)
 		}
