@@ -52,7 +52,7 @@ Examples:
 			},
 			{
 				Name: "looker", Usage: "links that open the views in Looker Studio",
-				UsageText: "tallyman-desk dashboards looker --project PROJECT --dataset DATASET [--billing-project PROJECT]",
+				UsageText: "tallyman-desk dashboards looker --project PROJECT --dataset DATASET [options]",
 				Flags: append([]cli.Flag{
 					&cli.StringFlag{Name: "billing-project", Usage: "the `PROJECT` that pays for the queries", DefaultText: "that of --project"},
 				}, place...),

@@ -47,7 +47,7 @@ func importCommand() *cli.Command {
 	}
 	join := []cli.Flag{
 		&cli.StringSliceFlag{Name: "records", Aliases: []string{"journal"}, Usage: "join the rows to the jobs in `PATH`, a journal or a file of records; may be repeated"},
-		&cli.DurationFlag{Name: "slack", Value: 2 * time.Minute, Usage: "how far the clocks of runners and registry may be apart"},
+		&cli.DurationFlag{Name: "slack", Value: 2 * time.Minute, Usage: "the clocks of runners and registry may be `TIME` apart"},
 		&cli.StringSliceFlag{Name: "token", Usage: "`NAME=PATTERN`: only repositories like PATTERN (acme/*) hold the access token NAME; may be repeated"},
 	}
 	rows := func(f importer.Format) cli.ActionFunc {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -11,40 +12,53 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
-// version and commit are set by the linker.
-var version, commit = "unknown", "unknown"
-
-// commands are the commands, each in a file of its own.
-var commands = []*cli.Command{
-	importCommand(),
-	queryCommand(),
-	dashboardsCommand(),
-	reportCommand(),
-	serveCommand(),
-	blameCommand(),
-}
+// version and commit are set by the linker (-X main.version=...).
+var version, commit string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	app := &cli.App{
-		Name:                      "tallyman-desk",
-		Usage:                     "the account of the fleet: questions, pages and imports",
-		UsageText:                 "tallyman-desk <command> [options]",
-		Version:                   version + " (" + commit + ")",
-		Commands:                  commands,
-		DisableSliceFlagSeparator: true, // a heading or a workflow's name may hold a comma
-		Reader:                    os.Stdin,
-		Writer:                    os.Stdout,
-		ErrWriter:                 os.Stderr,
-		ExitErrHandler:            func(*cli.Context, error) {},
-	}
-	err := app.RunContext(ctx, os.Args)
+	err := app().RunContext(ctx, os.Args)
 	stop()
-	if err != nil {
+	var usage *commandline.UsageError
+	switch {
+	case errors.As(err, &usage):
+		fmt.Fprintf(os.Stderr, "tallyman-desk: %s\nRun '%s --help' for what there is.\n", report.Safe(usage.Error()), usage.Command)
+		os.Exit(2)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "tallyman-desk: "+report.Safe(err.Error()))
 		os.Exit(1)
 	}
+}
+
+// app declares the commands, each in a file of its own.
+func app() *cli.App {
+	app := &cli.App{
+		Name:      "tallyman-desk",
+		Usage:     "the account of the fleet: questions, pages and imports",
+		UsageText: "tallyman-desk <command> [options]",
+		Description: `Examples:
+  tallyman-desk report --html page.html /var/log/tallyman            one page of a journal
+  tallyman-desk serve /var/log/tallyman                              the same, live
+  tallyman-desk query 'FROM tallyman.failed_pulls' /var/log/tallyman
+  tallyman-desk blame --csv requests.csv.gz /var/log/tallyman        who caused these requests`,
+		Commands: []*cli.Command{
+			importCommand(), queryCommand(), dashboardsCommand(), reportCommand(), serveCommand(), blameCommand(),
+		},
+		Reader:    os.Stdin,
+		Writer:    os.Stdout,
+		ErrWriter: os.Stderr,
+	}
+	commandline.Variables("TALLYMAN_DESK", app.Commands)
+	commandline.Prepare(app, commandline.Version(version, commit))
+	return app
+}
+
+// versionOf is the version that a page names.
+func versionOf() string {
+	v, _ := commandline.Built(version, commit)
+	return v
 }

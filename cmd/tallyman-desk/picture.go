@@ -95,7 +95,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	if p.Suspects, err = ranking.Ask(c.Context, src, f); err != nil {
 		return err
 	}
-	p.Title, p.Sources, p.Version, p.Generated = c.String("title"), sources, version, time.Now()
+	p.Title, p.Sources, p.Version, p.Generated = c.String("title"), sources, versionOf(), time.Now()
 	if err := writeWhole(name, c.App.Writer, c.Bool("force"), func(w io.Writer) error { return page.Render(w, p) }); err != nil {
 		return err
 	}

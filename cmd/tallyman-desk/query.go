@@ -30,7 +30,7 @@ func storeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "database", Category: category, TakesFile: true, Usage: "keep in `FILE` what was read, and read only what is new the next time"},
 		&cli.StringFlag{Name: "owners", Category: category, Usage: "`FILE` that says which team owns which repositories: a pattern (acme/shop, acme/*) and a team on each line; the last that fits counts"},
 		&cli.Int64Flag{Name: "memory", Category: category, Value: 2048, Usage: "`MiB` that the database may take before it writes to TMPDIR"},
-		&cli.IntFlag{Name: "threads", Category: category, Usage: "processors to use; 0 uses all"},
+		&cli.IntFlag{Name: "threads", Category: category, Usage: "use `N` processors; 0 uses all"},
 	}
 }
 
@@ -91,13 +91,13 @@ them from standard input, each up to a semicolon at the end of a line; --databas
 what was read for the next call, and is asked alone where no journal is named.
 
 Examples:
-  tallyman-desk query 'SELECT image, SUM(pulls) FROM tallyman.pulls_by_image GROUP BY 1 ORDER BY 2 DESC LIMIT 20' /var/lib/tallyman
+  tallyman-desk query 'SELECT image, pulls FROM tallyman.pulls_by_image' /var/lib/tallyman
   tallyman-desk query --format csv 'FROM tallyman.failed_pulls' runner-1/journal runner-2/journal
   tallyman-desk query - /var/lib/tallyman < questions.sql
   tallyman-desk query --database fleet.db 'FROM tallyman.lost' runner-*/journal
   tallyman-desk query --list`,
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "format", Value: "table", Usage: "`table`, csv or json (JSON Lines)"},
+			&cli.StringFlag{Name: "format", Value: "table", Usage: "`FORM` of the answer: table, csv or json (JSON Lines)"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not say on standard error how much of the truth the records hold"},
 			&cli.BoolFlag{Name: "list", Usage: "list the views and their questions"},
 		}, storeFlags()...),

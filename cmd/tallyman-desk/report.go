@@ -15,7 +15,7 @@ func reportCommand() *cli.Command {
 		Name: "report", Usage: "answer from journals or BigQuery as one page of HTML", ArgsUsage: "[JOURNAL...]",
 		Description: `Examples:
   tallyman-desk report --html account.html /var/log/tallyman
-  tallyman-desk report --html account.html --since 7d --repository 'acme/*' runner-*/journal requests.jsonl
+  tallyman-desk report --html week.html --since 7d -r 'acme/*' runner-*/journal requests.jsonl
   tallyman-desk report --html fleet.html --from bigquery://my-project/tallyman`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "since", Category: which, Usage: "only what happened since `TIME`: 2h, 7d, 2026-03-01, or RFC 3339"},

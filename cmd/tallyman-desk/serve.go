@@ -103,7 +103,7 @@ func (a *live) Page(ctx context.Context, f panels.Filter, kind string) (page.Pag
 	a.asking.RLock()
 	defer a.asking.RUnlock()
 	p, err := page.Build(ctx, a.src, f, panels.Of(kind), 1)
-	p.Title, p.Sources, p.Version = a.title, a.sources, version
+	p.Title, p.Sources, p.Version = a.title, a.sources, versionOf()
 	if kind == "" || kind == string(record.KindHTTP) {
 		p.Suspects = a.ranked.Of(f, a.state)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/health"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -85,7 +86,7 @@ func (p *program) agent(c *cli.Context) error {
 	for _, problem := range p.problems {
 		log.Warn("an option is not used", "problem", problem)
 	}
-	v, _ := versionOf()
+	v, _ := commandline.Built(version, commit)
 	host := hook.HostFromEnvironment(p.environ)
 	if h := c.String("health"); h != "" {
 		cfg.Health = h
@@ -128,7 +129,7 @@ func (p *program) adopt(c *cli.Context, dir string, cfg config.Config, host reco
 	if err != nil {
 		return err
 	}
-	v, _ := versionOf()
+	v, _ := commandline.Built(version, commit)
 	ctx, stop := context.WithCancel(c.Context)
 	defer stop()
 	healthDone := serveHealth(ctx, cfg.Health, func() health.Report { return health.OfAdopter(a.Status(), v) }, log)
@@ -165,7 +166,7 @@ func serveHealth(ctx context.Context, addr string, report func() health.Report, 
 func (p *program) logger(c *cli.Context) (log *slog.Logger, done func(), err error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
-		return nil, nil, badUsage(c, "--log-level %q: use debug, info, warn or error", c.String("log-level"))
+		return nil, nil, commandline.BadUsage(c, "--log-level %q: use debug, info, warn or error", c.String("log-level"))
 	}
 	w, done := p.stderr, func() {}
 	if path := c.String("log"); path != "" {

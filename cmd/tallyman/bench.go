@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/selftest"
 )
 
@@ -30,7 +31,7 @@ Examples:
 		}, copyFlags()...),
 		Action: func(c *cli.Context) error {
 			if c.Duration("duration") <= 0 {
-				return badUsage(c, "--duration %s: it must be longer than nothing", c.Duration("duration"))
+				return commandline.BadUsage(c, "--duration %s: it must be longer than nothing", c.Duration("duration"))
 			}
 			o, _, err := p.selftestOptions(c)
 			if err != nil {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/bq"
 	"github.com/tallyman-ci/tallyman/bq/apply"
-	"github.com/tallyman-ci/tallyman/doctor"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -58,16 +58,16 @@ func bqOptions(c *cli.Context) (bq.Options, error) {
 		Subscription: c.String("subscription"), DeadLetter: c.String("dead-letter"), Runners: c.String("runners"), Number: c.String("project-number"),
 	}
 	if o.Project == "" {
-		return o, badUsage(c, "%s needs --project", c.Command.HelpName)
+		return o, commandline.BadUsage(c, "%s needs --project", c.Command.HelpName)
 	}
 	var err error
 	if text := c.String("expiration"); text != "" {
 		if o.Expiration, err = bq.ParseExpiration(text); err != nil {
-			return o, badUsage(c, "--expiration: %v", err)
+			return o, commandline.BadUsage(c, "--expiration: %v", err)
 		}
 	}
 	if o, err = o.Complete(); err != nil {
-		return o, badUsage(c, "%v", err)
+		return o, commandline.BadUsage(c, "%v", err)
 	}
 	return o, nil
 }
@@ -210,7 +210,7 @@ Examples:
 				return err
 			}
 			if n := c.Int("days"); n < 1 || n > 4000 {
-				return badUsage(c, "--days: want 1 to 4000, not %d", n)
+				return commandline.BadUsage(c, "--days: want 1 to 4000, not %d", n)
 			}
 			_, err = fmt.Fprint(p.stdout, bq.RefreshScript(o.Project, o.Dataset, c.Int("days")))
 			return err
@@ -234,7 +234,7 @@ Examples:
 				return err
 			}
 			if c.NArg() != 1 {
-				return badUsage(c, "%s wants one file", c.Command.HelpName)
+				return commandline.BadUsage(c, "%s wants one file", c.Command.HelpName)
 			}
 			in := p.stdin
 			if name := c.Args().First(); name != "-" {
@@ -271,7 +271,7 @@ func (p *program) bqViews() *cli.Command {
 			wanted := c.Args().Slice()
 			for _, name := range wanted {
 				if !slices.Contains(known, name) {
-					return badUsage(c, "there is no view %q%s", name, didYouMean(doctor.Nearest(name, known)))
+					return commandline.BadUsage(c, "there is no view %q%s", name, commandline.DidYouMean(commandline.Nearest(name, known)))
 				}
 			}
 			for _, v := range views {

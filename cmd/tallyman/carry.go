@@ -12,6 +12,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/install"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	hooks "github.com/tallyman-ci/tallyman/runner-image/hooks"
 )
 
@@ -40,11 +41,11 @@ Examples:
 		Action: func(c *cli.Context) error {
 			to, state, real := c.String("to"), c.String("state"), c.String("real")
 			if to == "" && state == "" {
-				return badUsage(c, "carry wants --to DIR, --state DIR, or both")
+				return commandline.BadUsage(c, "carry wants --to DIR, --state DIR, or both")
 			}
 			if to != "" {
 				if !filepath.IsAbs(real) {
-					return badUsage(c, "--real %q: want an absolute path", real)
+					return commandline.BadUsage(c, "--real %q: want an absolute path", real)
 				}
 				exe, err := os.Executable()
 				if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/metrics"
 	"github.com/tallyman-ci/tallyman/record"
@@ -71,10 +72,10 @@ func (p *program) events(c *cli.Context) (err error) {
 	defer done()
 	since, err := report.ParseTime(c.String("since"), time.Now())
 	if err != nil {
-		return badUsage(c, "--since: %v", err)
+		return commandline.BadUsage(c, "--since: %v", err)
 	}
 	if err := p.checkDaemon(cfg.host); err != nil {
-		return badUsage(c, "%v", err)
+		return commandline.BadUsage(c, "%v", err)
 	}
 	state := c.String("state-dir")
 	if state == "" {

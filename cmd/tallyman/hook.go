@@ -14,6 +14,7 @@ import (
 	"github.com/tallyman-ci/tallyman/agent"
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -62,7 +63,7 @@ func (p *program) hookOptions(c *cli.Context) (hook.Options, error) {
 	if err != nil {
 		return hook.Options{}, fmt.Errorf("find this program: %w", err)
 	}
-	v, _ := versionOf()
+	v, _ := commandline.Built(version, commit)
 	places := []string{"--run-dir", cfg.RunDir, "--state-dir", cfg.StateDir}
 	if path := c.String("config"); path != "" {
 		places = append(places, "--config", path)

@@ -13,11 +13,13 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/urfave/cli/v2"
-
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 	"github.com/tallyman-ci/tallyman/selftest"
 )
+
+// version and commit are set by the linker (-X main.version=...).
+var version, commit string
 
 // Exit codes.
 const (
@@ -56,7 +58,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	} else {
 		err = p.app().RunContext(ctx, args)
 	}
-	var usage *usageError
+	var usage *commandline.UsageError
 	switch {
 	case hook:
 		if err != nil && !errors.Is(err, errSaid) {
@@ -68,7 +70,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	case errors.Is(err, errSaid):
 		return exitError
 	case errors.As(err, &usage):
-		fmt.Fprintf(p.stderr, "tallyman: %s\nRun '%s --help' for what there is.\n", report.Safe(usage.Error()), usage.command)
+		fmt.Fprintf(p.stderr, "tallyman: %s\nRun '%s --help' for what there is.\n", report.Safe(usage.Error()), usage.Command)
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(p.stderr, "tallyman: interrupted")
@@ -107,15 +109,3 @@ func (p *program) runForHook(ctx context.Context, args []string) error {
 
 // errSaid ends a command with exit code 1 when its output has told why.
 var errSaid = errors.New("already said")
-
-// usageError is a command line that makes no sense.
-type usageError struct {
-	command string // the command whose help tells more
-	text    string
-}
-
-func (e *usageError) Error() string { return e.text }
-
-func badUsage(c *cli.Context, format string, args ...any) error {
-	return &usageError{command: c.Command.HelpName, text: fmt.Sprintf(format, args...)}
-}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/agent"
+	"github.com/tallyman-ci/tallyman/internal/commandline/clitest"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/sinks"
@@ -91,39 +92,11 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Fatalf("%s did not appear", args[0])
 }
 
-// Every flag has a variable, a sentence that says what it does, and fits the help.
-func TestEveryFlagHasItsVariable(t *testing.T) {
-	seen := map[string]string{}
-	var walk func(path string, commands []*cli.Command)
-	walk = func(path string, commands []*cli.Command) {
-		for _, c := range commands {
-			name := path + " " + c.Name
-			if c.Usage == "" || c.CustomHelpTemplate == "" {
-				t.Errorf("%s has no help", name)
-			}
-			for _, f := range c.Flags {
-				doc := f.(cli.DocGenerationFlag)
-				if doc.GetUsage() == "" || len(doc.GetEnvVars()) != 1 || !strings.HasPrefix(doc.GetEnvVars()[0], "TALLYMAN_") {
-					t.Errorf("%s --%s: usage %q, variables %v", name, f.Names()[0], doc.GetUsage(), doc.GetEnvVars())
-					continue
-				}
-				// One variable means one thing in all commands.
-				v := doc.GetEnvVars()[0]
-				if before, ok := seen[v]; ok && before != f.Names()[0] {
-					t.Errorf("%s is --%s and --%s", v, before, f.Names()[0])
-				}
-				seen[v] = f.Names()[0]
-			}
-			for line := range strings.Lines(c.CustomHelpTemplate) {
-				if n := len([]rune(line)) - 1; n > helpWidth+10 {
-					t.Errorf("%s: a line of %d columns: %s", name, n, line)
-				}
-			}
-			walk(name, c.Subcommands)
-		}
-	}
-	p := program{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}
-	walk("tallyman", p.app().Commands)
+func TestEveryCommand(t *testing.T) {
+	clitest.Walk(t, "TALLYMAN_", func() *cli.App {
+		p := program{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}
+		return p.app()
+	})
 }
 
 // fakeDaemon speaks what the event stream asks of a daemon: ping, version, info,

@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/report"
@@ -51,11 +52,11 @@ func (p *program) replay(c *cli.Context) error {
 	quarantine, ranged := c.Bool("quarantine"), c.String("since") != "" || c.String("until") != ""
 	switch {
 	case quarantine == ranged:
-		return badUsage(c, "choose --quarantine, or a range with --since")
+		return commandline.BadUsage(c, "choose --quarantine, or a range with --since")
 	case quarantine && c.Args().Present():
-		return badUsage(c, "--quarantine takes no journals; name a quarantine with --file")
+		return commandline.BadUsage(c, "--quarantine takes no journals; name a quarantine with --file")
 	case c.String("file") != "" && (!quarantine || c.String("to") == ""):
-		return badUsage(c, "--file goes with --quarantine and --to")
+		return commandline.BadUsage(c, "--file goes with --quarantine and --to")
 	}
 	if file := c.String("file"); file != "" {
 		_, err := os.Stat(file)
@@ -78,11 +79,11 @@ func (p *program) replay(c *cli.Context) error {
 	var from, until time.Time
 	for flag, field := range map[string]*time.Time{"since": &from, "until": &until} {
 		if *field, err = report.ParseTime(c.String(flag), now); err != nil {
-			return badUsage(c, "--%s: %v", flag, err)
+			return commandline.BadUsage(c, "--%s: %v", flag, err)
 		}
 	}
 	if !until.IsZero() && !from.Before(until) {
-		return badUsage(c, "--until is not after --since: there is nothing between %s and %s", from.Format(time.RFC3339), until.Format(time.RFC3339))
+		return commandline.BadUsage(c, "--until is not after --since: there is nothing between %s and %s", from.Format(time.RFC3339), until.Format(time.RFC3339))
 	}
 	var errs []error
 	for _, url := range urls {

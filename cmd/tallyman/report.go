@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/report"
 )
@@ -75,7 +76,7 @@ func (p *program) report(c *cli.Context) error {
 		Now: func() time.Time { return now },
 	}
 	if o.Top < 1 {
-		return badUsage(c, "--top %d: show one row at least", o.Top)
+		return commandline.BadUsage(c, "--top %d: show one row at least", o.Top)
 	}
 	for _, k := range list(c, "kind") {
 		o.Filter.Kinds = append(o.Filter.Kinds, record.Kind(k))
@@ -87,17 +88,17 @@ func (p *program) report(c *cli.Context) error {
 		}
 	}
 	if formats > 1 {
-		return badUsage(c, "choose one of --json, --markdown and --summary")
+		return commandline.BadUsage(c, "choose one of --json, --markdown and --summary")
 	}
 	for flag, field := range map[string]*time.Time{"since": &o.From, "until": &o.To} {
 		t, err := report.ParseTime(c.String(flag), now)
 		if err != nil {
-			return badUsage(c, "--%s: %v", flag, err)
+			return commandline.BadUsage(c, "--%s: %v", flag, err)
 		}
 		*field = t
 	}
 	if err := o.Check(); err != nil {
-		return badUsage(c, "%v", err)
+		return commandline.BadUsage(c, "%v", err)
 	}
 	paths := c.Args().Slice()
 	if len(paths) == 0 {

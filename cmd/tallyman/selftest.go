@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/config"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/selftest"
 	"github.com/tallyman-ci/tallyman/wrapper"
 )
@@ -71,13 +72,13 @@ Examples:
 func (p *program) selftest(c *cli.Context) error {
 	switch {
 	case c.Duration("duration") <= 0:
-		return badUsage(c, "--duration %s: it must be longer than nothing", c.Duration("duration"))
+		return commandline.BadUsage(c, "--duration %s: it must be longer than nothing", c.Duration("duration"))
 	case c.Bool("json") && c.Bool("markdown"):
-		return badUsage(c, "--json and --markdown: use one of them")
+		return commandline.BadUsage(c, "--json and --markdown: use one of them")
 	}
 	for _, id := range c.StringSlice("only") {
 		if !slices.Contains(selftest.IDs(), id) {
-			return badUsage(c, "--only %q: there are %s", id, strings.Join(selftest.IDs(), " "))
+			return commandline.BadUsage(c, "--only %q: there are %s", id, strings.Join(selftest.IDs(), " "))
 		}
 	}
 	o, cfg, err := p.selftestOptions(c)
@@ -170,7 +171,7 @@ func (p *program) selftestOptions(c *cli.Context) (selftest.Options, config.Conf
 	if shim, err = filepath.Abs(shim); err != nil {
 		return selftest.Options{}, cfg, err
 	}
-	v, commit := versionOf()
+	v, commit := commandline.Built(version, commit)
 	return selftest.Options{Shim: shim, Tallyman: exe, Probe: []string{probeCommand}, Dir: c.String("dir"), Version: v, Commit: commit}, cfg, nil
 }
 

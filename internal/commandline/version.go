@@ -1,4 +1,4 @@
-package main
+package commandline
 
 import (
 	"fmt"
@@ -8,11 +8,9 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// version and commit are set by the linker (-X main.version=...).
-var version, commit string
-
-// versionOf returns both, from what Go put into the binary where the linker was not told.
-func versionOf() (v, c string) {
+// Built returns version and commit of the program. They are what the linker was told
+// (-X main.version=...), else what Go put into the binary.
+func Built(version, commit string) (v, c string) {
 	v, c = version, commit
 	info, ok := debug.ReadBuildInfo()
 	if ok && v == "" {
@@ -44,16 +42,17 @@ func versionOf() (v, c string) {
 	return v, c
 }
 
-func versionLine() string {
-	v, c := versionOf()
+// Version is what --version says of the program.
+func Version(version, commit string) string {
+	v, c := Built(version, commit)
 	return fmt.Sprintf("%s (commit %s, %s, %s/%s)", v, c, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-func (p *program) versionCommand() *cli.Command {
+func versionCommand(version string) *cli.Command {
 	return &cli.Command{
-		Name: "version", Category: forShell, Usage: "print the version, the commit and what it was built with",
-		Action: func(*cli.Context) error {
-			_, err := fmt.Fprintln(p.stdout, "tallyman version "+versionLine())
+		Name: "version", Category: ForShell, Usage: "print the version, the commit and what it was built with",
+		Action: func(c *cli.Context) error {
+			_, err := fmt.Fprintln(c.App.Writer, c.App.Name+" version "+version)
 			return err
 		},
 	}

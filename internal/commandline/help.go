@@ -1,4 +1,4 @@
-package main
+package commandline
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ func setHelp(app *cli.App) {
 	head(&b, app.Name, app.Usage, app.UsageText, "")
 	helpCommands(&b, app.Commands)
 	fmt.Fprintf(&b, "\n%s\n", app.Description)
-	fmt.Fprint(&b, "\nEach option can also be set by the variable behind it. 'tallyman COMMAND --help' tells more.\n"+
+	fmt.Fprint(&b, "\nEach option can also be set by the variable behind it. '"+app.Name+" COMMAND --help' tells more.\n"+
 		"Exit codes: 0 done, 1 it went wrong, 2 the command line makes no sense.\n")
 	app.CustomAppHelpTemplate = literally(b.String())
 	for _, c := range app.Commands {
@@ -34,6 +34,9 @@ func setCommandHelp(c *cli.Command, parent string) {
 	text := c.UsageText
 	if text == "" {
 		text = strings.TrimSpace(path + " [options] " + c.ArgsUsage)
+		if len(c.Subcommands) > 0 {
+			text = path + " <command> [options]"
+		}
 	}
 	var b strings.Builder
 	head(&b, path, c.Usage, text, c.Description)
@@ -154,20 +157,20 @@ func entry(b *strings.Builder, name, usage string, indent int) {
 	fmt.Fprintln(b, line)
 }
 
-// helpCommand is `tallyman help [COMMAND...]`.
-func (p *program) helpCommand() *cli.Command {
+// helpCommand is `help [COMMAND...]`.
+func helpCommand() *cli.Command {
 	return &cli.Command{
-		Name: "help", Category: forShell, Usage: "tell of a command and its options", ArgsUsage: "[COMMAND...]",
+		Name: "help", Category: ForShell, Usage: "tell of a command and its options", ArgsUsage: "[COMMAND...]",
 		Action: func(c *cli.Context) error {
 			commands, text := c.App.Commands, c.App.CustomAppHelpTemplate
 			for _, name := range c.Args().Slice() {
 				i := slices.IndexFunc(commands, func(k *cli.Command) bool { return k.Name == name })
 				if i < 0 {
-					return badUsage(c, "there is no command %q%s", name, didYouMean(nearestCommand(name, commands)))
+					return BadUsage(c, "there is no command %q%s", name, DidYouMean(nearestCommand(name, commands)))
 				}
 				commands, text = commands[i].Subcommands, commands[i].CustomHelpTemplate
 			}
-			_, err := fmt.Fprint(p.stdout, strings.ReplaceAll(text, "{{`{{`}}", "{{"))
+			_, err := fmt.Fprint(c.App.Writer, strings.ReplaceAll(text, "{{`{{`}}", "{{"))
 			return err
 		},
 	}
