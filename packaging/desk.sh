@@ -28,12 +28,12 @@ mkdir -p "$files"
 # libstdc++ goes into the binary: small images have none. DuckDB's package asks for it by -l,
 # for which -static-libstdc++ is no answer: a folder that holds the static one alone is.
 # libgcc comes with glibc everywhere.
-mkdir -p "$out/static"
-ln -sf "$(g++ -print-file-name=libstdc++.a)" "$out/static/libstdc++.a"
-static=$(cd "$out/static" && pwd)
+# Its name is the same in each clone, because Go's build id is made of the flags too.
+static=.cache/libstdc++
+mkdir -p $static
+ln -sf "$(g++ -print-file-name=libstdc++.a)" $static/libstdc++.a
 go build -trimpath -ldflags "-s -w -linkmode external -extldflags '-L$static' -X main.version=$VERSION -X main.commit=$COMMIT" \
 	-o "$files/tallyman-desk" ./cmd/tallyman-desk
-rm -r "$out/static"
 glibc=$(objdump -T "$files/tallyman-desk" | grep -o 'GLIBC_[0-9.]*' | sort -u -V | tail -n 1 | cut -d _ -f 2)
 [ -n "$glibc" ] || { echo "desk.sh: no version of glibc is in $files/tallyman-desk" >&2; exit 1; }
 
