@@ -78,7 +78,7 @@ func carry(from, to, real string) error {
 	}
 	// An emptyDir is 0777, and what holds programs should not be.
 	if err := os.Chmod(to, 0o755); err != nil && !errors.Is(err, fs.ErrPermission) {
-		return err
+		return fmt.Errorf("%w: mount a volume there, for programs and configuration", err)
 	}
 	for _, f := range []struct {
 		name string
