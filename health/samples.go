@@ -32,7 +32,7 @@ func OfAgent(st agent.Status, host record.Host) Report {
 	}
 	r.Degraded = append(r.Degraded, st.Problems...)
 	if st.Counts.Pending > 0 {
-		r.Failing = append(r.Failing, fmt.Sprintf("the journal has no room: %d records wait (see tallyman doctor)", st.Counts.Pending))
+		r.Failing = append(r.Failing, fmt.Sprintf("the journal takes nothing, its disk is full or its folder gone: %d records wait (see tallyman doctor)", st.Counts.Pending))
 	}
 	return r
 }

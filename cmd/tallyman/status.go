@@ -78,7 +78,7 @@ func summary(s agent.Status) string {
 func problems(s agent.Status) []string {
 	said := slices.Clone(s.Problems)
 	if n := s.Counts.Pending; n > 0 {
-		said = append(said, fmt.Sprintf("%d records wait for room in the journal (is the disk full?)", n))
+		said = append(said, fmt.Sprintf("%d records wait, the journal does not take them: its disk is full, or somebody removed its folder, which the next agent makes anew (see the agent's log)", n))
 	}
 	if s.Events != nil && !s.Events.Connected {
 		text := "no Docker daemon: events are not seen"
