@@ -160,15 +160,15 @@ func commandName(tool, command string) string {
 }
 
 func (r *Report) failuresSection() section {
-	s := section{title: "Failed calls", columns: []column{text("command"), words("exit code"), number("calls")}}
-	for _, f := range r.Failures.Rows {
-		s.rows = append(s.rows, []string{commandName(f.Tool, f.Command), exit(f.ExitCode, f.Signal), count(f.Calls)})
+	s := section{title: "Failed calls", columns: []column{text("command"), text("image"), words("exit code"), number("calls")}}
+	for _, f := range r.FailedCalls.Rows {
+		s.rows = append(s.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Calls)})
 		s.bars = append(s.bars, f.Calls)
 	}
 	if r.Totals.ExitKnown > 0 {
 		s.empty = "no failed calls"
 	}
-	s.notes = tableNotes(r.Failures, r.exitCoverage(), r.callsCoverage())
+	s.notes = tableNotes(r.FailedCalls, r.exitCoverage(), r.callsCoverage())
 	return s
 }
 
