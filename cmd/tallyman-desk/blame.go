@@ -103,11 +103,6 @@ func newInquiry(c *cli.Context) (*inquiry, error) {
 	if !c.Args().Present() {
 		return nil, errors.New("blame wants the journals of the runners: folders or files of records")
 	}
-	for _, arg := range c.Args().Slice() {
-		if strings.HasPrefix(arg, "--") {
-			return nil, fmt.Errorf("options come before the journals: %s", report.Safe(arg))
-		}
-	}
 	if f := c.String("format"); f != "table" && f != "json" {
 		return nil, fmt.Errorf("--format is table or json, not %s", strconv.Quote(f))
 	}

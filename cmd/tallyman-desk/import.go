@@ -92,11 +92,6 @@ func startImport(c *cli.Context) (*intake, func() error, error) {
 	if !c.Args().Present() {
 		return nil, nil, fmt.Errorf("import %s wants a file (- is standard input)", c.Command.Name)
 	}
-	for _, arg := range c.Args().Slice() {
-		if strings.HasPrefix(arg, "--") {
-			return nil, nil, fmt.Errorf("options come before the files: %s", report.Safe(arg))
-		}
-	}
 	in := &intake{c: c, say: c.App.ErrWriter}
 	if c.Bool("quiet") {
 		in.say = io.Discard

@@ -44,6 +44,8 @@ func BadUsage(c *cli.Context, format string, args ...any) error {
 	return &UsageError{Command: c.Command.HelpName, text: fmt.Sprintf(format, args...)}
 }
 
+var option = regexp.MustCompile(`^--?[a-z][a-z-]*(=|$)`)
+
 // strict gives every command our answer to a bad command line.
 func strict(commands []*cli.Command) {
 	for _, c := range commands {
@@ -56,6 +58,16 @@ func strict(commands []*cli.Command) {
 			c.Action = func(ctx *cli.Context) error {
 				if ctx.Args().Present() {
 					return BadUsage(ctx, "%s takes no argument, and got %q", ctx.Command.HelpName, ctx.Args().First())
+				}
+				return action(ctx)
+			}
+		} else if action != nil && len(c.Subcommands) == 0 && !strings.Contains(c.ArgsUsage, "ARG...") {
+			c.Action = func(ctx *cli.Context) error {
+				// The library takes everything behind the first argument as arguments.
+				for _, arg := range ctx.Args().Slice() {
+					if option.MatchString(arg) {
+						return BadUsage(ctx, "options come before %s: %s", strings.Trim(ctx.Command.ArgsUsage, "[]."), arg)
+					}
 				}
 				return action(ctx)
 			}
