@@ -34,7 +34,7 @@ func TestCommandLine(t *testing.T) {
 		{"a wrong option", []string{"tallyman-desk", "blame", "--cvs", "x"}, "", 2, "there is no option --cvs: did you mean --csv?"},
 		{"a wrong variable", []string{"tallyman-desk", "query", "--list"}, "TALLYMAN_DESK_QUERY_THREADS=many", 2, `"many"`},
 		{"a variable for an option", []string{"tallyman-desk", "query", "--list"}, "TALLYMAN_DESK_QUERY_FORMAT=json", 0, "failed_pulls"},
-		{"an option behind an argument", []string{"tallyman-desk", "blame", "journal", "--csv", "x"}, "", 2, "options come before JOURNAL: --csv"},
+		{"an option behind an argument", []string{"tallyman-desk", "serve", "journal", "--title", "x"}, "", 2, "options come before JOURNAL: --title"},
 		{"a comment in SQL is no option", []string{"tallyman-desk", "query", "--", "-- a comment\nFROM tallyman.calls", "none"}, "", 1, "none"},
 		{"what went wrong", []string{"tallyman-desk", "serve"}, "", 1, "serve wants a journal"},
 		{"the version", []string{"tallyman-desk", "--version"}, "", 0, "(commit "},
