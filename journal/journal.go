@@ -29,6 +29,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -136,6 +137,7 @@ type Journal struct {
 	// the removal of old segments. Order of locking: these two, mu, Cursor.mu.
 	syncing   sync.Mutex
 	retaining sync.Mutex
+	looked    time.Time // change of the folder at checkEnded; under syncing
 
 	mu         sync.Mutex
 	closed     bool
@@ -535,6 +537,7 @@ func (j *Journal) sync() error {
 	if cur != nil {
 		j.checkCurrent(cur)
 	}
+	j.checkEnded()
 	if dirDirty {
 		errs = append(errs, j.dir.f.Sync())
 	}
@@ -577,6 +580,47 @@ func (j *Journal) checkCurrent(cur *LineFile) {
 	j.cur = nil // the next append begins a segment
 	j.end.Offset = 0
 	_ = cur.Close() // its name or its content is gone
+}
+
+// checkEnded looks whether somebody else removed a segment that was ended: readers pass
+// over it. The caller holds syncing.
+func (j *Journal) checkEnded() {
+	st, err := j.dir.f.Stat()
+	if err != nil || st.ModTime().Equal(j.looked) || !j.retaining.TryLock() { // else we remove some ourselves
+		return
+	}
+	defer j.retaining.Unlock()
+	j.mu.Lock()
+	segments := slices.Clone(j.segments)
+	if j.cur != nil {
+		segments = segments[:len(segments)-1] // see checkCurrent
+	}
+	j.mu.Unlock()
+	gone := map[uint64]bool{}
+	for _, s := range segments {
+		if _, err := j.dir.stat(segmentName(s.number)); errors.Is(err, fs.ErrNotExist) {
+			gone[s.number] = true
+		}
+	}
+	if time.Since(st.ModTime()) > time.Second { // or one more name may go within the same tick
+		j.looked = st.ModTime()
+	}
+	if len(gone) == 0 {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.segments = slices.DeleteFunc(j.segments, func(s segment) bool {
+		if !gone[s.number] {
+			return false
+		}
+		j.bytes -= s.bytes
+		loss := record.Loss{Cause: "truncated_file", Count: -1, Source: "journal", To: j.o.Now(),
+			Detail: fmt.Sprintf("segment %d was removed by somebody else", s.number)}
+		j.o.Logger.Error("the journal was changed by somebody else", "what", loss.Detail)
+		j.losses = append(j.losses, loss)
+		return true
+	})
 }
 
 // Close makes the journal durable, closes it and lets go of the lock. Readers may

@@ -498,6 +498,42 @@ func TestASegmentRemovedOrCutBySomebodyElseIsALoss(t *testing.T) {
 	}
 }
 
+// One that was ended is missed by whoever is behind: it is told once, and what the
+// journal's own bound removes is not told as that.
+func TestAnEndedSegmentRemovedBySomebodyElseIsALoss(t *testing.T) {
+	dir := t.TempDir()
+	var losses []record.Loss
+	j := open(t, dir, Options{MaxSegmentBytes: 1000, MaxBytes: 10_000, OnLoss: func(l record.Loss) { losses = append(losses, l) }})
+	sync := func() {
+		t.Helper()
+		if err := j.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	appendNumbers(t, j, 0, 100, 500)
+	sync()
+	if s := j.Status(); s.Oldest == 1 || len(losses) != 0 {
+		t.Fatalf("%+v, losses %+v", s, losses)
+	}
+	before := j.Status()
+	victim := before.Oldest + 2
+	st, err := os.Stat(filepath.Join(dir, segmentName(victim)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, segmentName(victim))); err != nil {
+		t.Fatal(err)
+	}
+	sync()
+	sync()
+	if len(losses) != 1 || losses[0].Cause != "truncated_file" || losses[0].Count != -1 || losses[0].Detail != fmt.Sprintf("segment %d was removed by somebody else", victim) {
+		t.Errorf("losses %+v", losses)
+	}
+	if s := j.Status(); s.Segments != before.Segments-1 || s.Bytes != before.Bytes-st.Size() {
+		t.Errorf("%+v, before %+v, one of %d bytes is gone", s, before, st.Size())
+	}
+}
+
 func TestTenThousandSegmentsOpenFast(t *testing.T) {
 	faults.Case(t, "SP-25")
 	dir := memoryDir(t)
