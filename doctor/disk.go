@@ -150,6 +150,13 @@ const maxSocket = 107
 
 // spool checks the folder of the shim's append files: everybody may add a file,
 // nobody may list or remove those of others (mode 1733).
+// spoolWorks tells whether calls leave a record while no agent runs.
+func (x *examination) spoolWorks() bool {
+	f, err := x.in.StatFS(x.cfg.RunDir)
+	st, statErr := os.Lstat(x.cfg.Spool())
+	return err == nil && statErr == nil && st.IsDir() && (x.cfg.SpoolOnDisk || f.Type == "tmpfs" || f.Type == "ramfs")
+}
+
 func (x *examination) spool() {
 	const name = "spool"
 	dir := x.cfg.Spool()

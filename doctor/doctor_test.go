@@ -553,7 +553,17 @@ func TestFaults(t *testing.T) {
 		}, "journal time", doctor.Warn, "in the future", "clocks"},
 
 		{"no agent", func(t *testing.T, root string, in *doctor.Input) { must(t, os.Remove(root+"/run/agent.sock")) },
-			"agent", doctor.Warn, "no agent runs", "tallyman agent"},
+			"agent", doctor.Warn, "calls go to the spool files, and events are not seen", "tallyman agent"},
+		{"no agent and no spool", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Remove(root+"/run/agent.sock"))
+			must(t, os.RemoveAll(root+"/run/spool"))
+		}, "agent", doctor.Warn, "calls are lost (see run_dir and spool), and events are not seen", "tallyman agent"},
+		{"no agent and a run_dir on a disk", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Remove(root+"/run/agent.sock"))
+			in.StatFS = func(string) (doctor.FileSystem, error) {
+				return doctor.FileSystem{Type: "ext4", FreeBytes: 10 << 30}, nil
+			}
+		}, "agent", doctor.Warn, "calls are lost (see run_dir and spool)", "tallyman agent"},
 		{"a dead agent's socket", func(t *testing.T, root string, in *doctor.Input) {
 			staleSocket(t, root+"/run/agent.sock")
 			in.Agent = func(context.Context, string) (doctor.AgentState, error) {

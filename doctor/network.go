@@ -28,7 +28,11 @@ func (x *examination) agent(ctx context.Context) {
 	start := "the job-started hook starts it; by hand: tallyman agent (its log is " + x.cfg.StateDir + "/agent.log)"
 	st, err := os.Lstat(socket)
 	if errors.Is(err, fs.ErrNotExist) {
-		x.add(Warn, name, "no agent runs: there is no socket "+socket+". Calls go to the spool files, events are not seen", start)
+		calls := "calls go to the spool files"
+		if !x.spoolWorks() {
+			calls = "calls are lost (see run_dir and spool)"
+		}
+		x.add(Warn, name, "no agent runs: there is no socket "+socket+"; "+calls+", and events are not seen", start)
 		return
 	}
 	if err == nil && st.Mode()&os.ModeSocket == 0 {

@@ -190,8 +190,11 @@ func (r *reader) announce(d *daemon, id identity, since int64) {
 			st.Waited = waited
 		}
 	})
-	s.log.Info("event stream open", "host", d.host(), "version", id.Version, "api", id.API,
-		"since", time.Unix(0, since).UTC(), "waited", waited.Round(time.Millisecond))
+	said := []any{"host", d.host(), "version", id.Version, "api", id.API, "since", time.Unix(0, since).UTC()}
+	if waited > 0 { // it is measured for the first session alone
+		said = append(said, "waited", waited.Round(time.Millisecond))
+	}
+	s.log.Info("event stream open", said...)
 }
 
 // known returns the keys of the events that a replay may bring again.
