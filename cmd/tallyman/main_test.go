@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-ci/tallyman/agent"
+	"github.com/tallyman-ci/tallyman/events"
 	"github.com/tallyman-ci/tallyman/internal/commandline/clitest"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -254,6 +255,30 @@ func TestOpenLogPutsAFullOneAside(t *testing.T) {
 	}
 	if old, err := os.Stat(path + ".1"); err != nil || old.Size() != maxLog+1 {
 		t.Errorf("%v, %v", old, err)
+	}
+}
+
+// A person reads sizes, not numbers of bytes, and why there are no events once.
+func TestStatusReadsWell(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	st := agent.Status{Version: "1", PID: 7, Started: now.Add(-time.Minute), Running: 1, Events: &events.Status{Host: "unix:///x.sock", Error: "nobody listens"}}
+	st.Journal.Segments, st.Journal.Bytes, st.Journal.MaxBytes = 1, 563, 512<<20
+	want := `agent     version 1, pid 7, up 1m0s
+job       none
+records   0 journaled (0 by socket, 0 by spool file, 0 ends); 0 duplicates, 0 refused, 0 beyond a job's share
+running   1 call whose end is waited for
+journal   1 segment, 563 bytes of at most 512 MiB
+events    none: no daemon at unix:///x.sock (see the problem below)
+metrics   off ()
+problem   no Docker daemon: events are not seen (nobody listens)
+`
+	if got := describe(st, now); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	for n, want := range map[int64]string{0: "0 bytes", 1: "1 byte", 1023: "1023 bytes", 1024: "1 KiB", 1536: "1.5 KiB", 5 << 20: "5 MiB", 3 << 40: "3072 GiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d bytes are %q, want %q", n, got, want)
+		}
 	}
 }
 

@@ -113,15 +113,17 @@ func describe(s agent.Status, now time.Time) string {
 	line("job", "%s", job)
 	c := s.Counts
 	line("records", "%d journaled (%d by socket, %d by spool file, %d ends); %d duplicates, %d refused, %d beyond a job's share", c.Records, c.Socket, c.Spooled, c.Ends, c.Duplicates, c.Refused, c.Suppressed)
-	line("running", "%d calls whose end is waited for", s.Running)
-	line("journal", "%d segments, %d of at most %d bytes", s.Journal.Segments, s.Journal.Bytes, s.Journal.MaxBytes)
+	line("running", "%s whose end is waited for", plural(s.Running, "call"))
+	line("journal", "%s, %s of at most %s", plural(s.Journal.Segments, "segment"), size(s.Journal.Bytes), size(s.Journal.MaxBytes))
 	switch e := s.Events; {
 	case e == nil:
 		line("events", "off")
 	case e.Connected:
 		line("events", "%d from docker %s at %s; %d replayed, %d dropped, %d gaps", e.Events, e.ServerVersion, e.Host, e.Replayed, e.Dropped, e.Gaps)
+	case e.Host == "":
+		line("events", "none: no daemon (see the problem below)")
 	default:
-		line("events", "no daemon at %s: %s", e.Host, e.Error)
+		line("events", "none: no daemon at %s (see the problem below)", e.Host)
 	}
 	if n := c.Explained + c.Unattributed; n > 0 {
 		line("", "%d of %d events unattributed: no recorded call explains them", c.Unattributed, n)
@@ -145,4 +147,24 @@ func describe(s agent.Status, now time.Time) string {
 		line("problem", "%s", text)
 	}
 	return b.String()
+}
+
+func plural[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	units := []string{"KiB", "MiB", "GiB"}
+	if n < 1<<10 {
+		return plural(n, "byte")
+	}
+	value, i := float64(n)/(1<<10), 0
+	for ; value >= 1<<10 && i < len(units)-1; i++ {
+		value /= 1 << 10
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + " " + units[i]
 }
