@@ -116,6 +116,7 @@ type examination struct {
 	env    map[string]string
 	uid    int
 	cfg    config.Config
+	file   string // the configuration that the shim reads, or would read
 	shim   string // path of the shim that was found first, "" for none
 	checks []Check
 }

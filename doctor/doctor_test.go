@@ -329,7 +329,7 @@ func TestFaults(t *testing.T) {
 		}, "real docker", doctor.Fail, "is Tallyman's shim itself", "real.docker"},
 		{"the configuration names a real binary that is not there", func(t *testing.T, root string, in *doctor.Input) {
 			configure(t, root, "real.docker = /nowhere/docker")
-		}, "real docker", doctor.Fail, "/nowhere/docker (real.docker in the configuration) is not there", "set real.docker"},
+		}, "real docker", doctor.Fail, "/nowhere/docker (real.docker in the configuration) is not there", "001/tallyman.conf"}, // the file in force
 
 		{"no configuration where one was named", func(t *testing.T, root string, in *doctor.Input) { in.ConfigPath = root + "/none.conf" },
 			"configuration", doctor.Warn, "none.conf", "--config"},

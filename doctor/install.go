@@ -215,8 +215,12 @@ func (x *examination) configuration() {
 			owner = sys.Uid
 		}
 	}
+	x.file = paths[len(paths)-1]
 	for _, path := range paths {
 		cfg, problems, err := config.Load(path, owner)
+		if !errors.Is(err, fs.ErrNotExist) {
+			x.file = path
+		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
@@ -290,7 +294,7 @@ func (x *examination) realBinary() {
 		}
 	}
 	st, err := os.Stat(real)
-	set := "put the real docker at " + real + ", or set real." + tool + " in " + config.DefaultPath
+	set := "put the real docker at " + real + ", or set real." + tool + " in " + x.file
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		x.add(Fail, name, fmt.Sprintf("%s (%s) is not there: every docker call ends with exit code 127", real, from), set)
