@@ -365,7 +365,7 @@ func TestOneStreamForAgentAndEvents(t *testing.T) {
 		}
 		return nil
 	})
-	if opened, _ := d.Streams(); opened != 1 {
+	if opened := d.Streams(); opened != 1 {
 		t.Errorf("%d streams were opened, want one", opened)
 	}
 

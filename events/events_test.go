@@ -26,13 +26,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// quick are waits for tests with a fake daemon.
+// quick are waits for tests with a fake daemon. None of its streams is probed, but
+// those of probed: on a busy machine a live stream can be late for the probe, and would
+// be opened anew in the middle of any test.
 var quick = timing{
 	retryMin: 5 * time.Millisecond, retryMax: 20 * time.Millisecond, refusedMax: 40 * time.Millisecond,
 	stable: time.Second, open: 10 * time.Second, settle: 300 * time.Millisecond,
-	idle: 100 * time.Millisecond, probe: 50 * time.Millisecond,
+	idle: time.Hour, probe: time.Second,
 	save: 10 * time.Millisecond, drain: 300 * time.Millisecond,
 }
+
+// probed has the stream probed after a short silence.
+func probed(r *running) { r.s.timing.idle = 100 * time.Millisecond }
 
 // fake starts a fake daemon that ends with the test.
 func fake(t *testing.T, d *fakedockerd.Daemon) *fakedockerd.Daemon {
@@ -102,8 +107,8 @@ func start(t *testing.T, d *fakedockerd.Daemon, o Options, change ...func(*runni
 			cancel()
 			select {
 			case err = <-done:
-			case <-time.After(5 * time.Second):
-				t.Error("Run did not end within 5 s of its context")
+			case <-time.After(20 * time.Second):
+				t.Error("Run did not end within 20 s of its context")
 			}
 		})
 		return err
@@ -144,9 +149,9 @@ func (r *running) set(f func()) {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(3 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(3 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 10 s for: %s", what)
+			t.Fatalf("waited 30 s for: %s", what)
 		}
 	}
 }
@@ -445,7 +450,7 @@ func TestDaemonRestarts(t *testing.T) {
 func TestBufferGoneWithoutASign(t *testing.T) {
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
-	r := start(t, d, Options{}, func(r *running) { r.s.timing.idle = time.Hour })
+	r := start(t, d, Options{})
 	subscribed(t, d)
 	d.Publish(m.next(3)...)
 	r.wantActors(3)
@@ -487,17 +492,24 @@ func TestClockStepsBack(t *testing.T) {
 	eventually(t, "e11", func() bool { return slices.Contains(r.actors(), "e11") })
 }
 
+// leftAlone waits until a probe of the one stream has ended and another has begun:
+// what the first one thought of the stream has been done.
+func leftAlone(t *testing.T, d *fakedockerd.Daemon) {
+	t.Helper()
+	eventually(t, "two probes", func() bool { return d.Streams() >= 3 })
+}
+
 // EV-16: a stream that is open but dead is noticed because the daemon has events
 // that did not come through it.
 func TestHalfOpen(t *testing.T) {
 	faults.Case(t, "EV-16")
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
-	r := start(t, d, Options{})
+	r := start(t, d, Options{}, probed)
 	subscribed(t, d)
 	d.Publish(m.next(3)...)
 	r.wantActors(3)
-	time.Sleep(3 * quick.idle) // a quiet stream is left alone
+	leftAlone(t, d)
 	if n := r.s.Status().Sessions; n != 1 {
 		t.Fatalf("%d sessions, want 1: a quiet stream was taken for a dead one", n)
 	}
@@ -806,7 +818,7 @@ func TestHostileLines(t *testing.T) {
 	d := fake(t, &fakedockerd.Daemon{})
 	m := maker{t: t}
 	// An endless line is silence to the probe, and takes long on a busy machine.
-	r := start(t, d, Options{}, func(r *running) { r.s.timing.idle = time.Hour })
+	r := start(t, d, Options{})
 	subscribed(t, d)
 	line := func(s string) fakedockerd.Event {
 		return fakedockerd.Event{Line: []byte(s), Nano: time.Now().UnixNano()}
@@ -868,8 +880,9 @@ func TestResync(t *testing.T) {
 	d := fake(t, &fakedockerd.Daemon{Running: map[string]time.Time{id: time.Now().Add(-time.Hour)}})
 	r := start(t, d, Options{})
 	subscribed(t, d)
-	eventually(t, "the list", func() bool { return strings.Contains(r.logs.String(), "containers and images listed") })
-	time.Sleep(50 * time.Millisecond)
+	eventually(t, "the list to be taken over", func() bool {
+		return strings.Contains(r.logs.String(), "containers and images listed") && len(r.s.resyncs) == 0
+	})
 	nano := time.Now().UnixNano()
 	d.Publish(fakedockerd.Event{Nano: nano, Line: event(t, "container", "die", id, nano, map[string]string{"exitCode": "1"})})
 	r.wantActors(1)

@@ -431,11 +431,11 @@ func TestSilentNetwork(t *testing.T) {
 			d := fake(t, &fakedockerd.Daemon{})
 			p := newHole(t, d.Socket)
 			m := maker{t: t}
-			r := start(t, d, Options{Host: "tcp://" + p.l.Addr().String()}, func(r *running) { r.s.timing.open = 500 * time.Millisecond })
+			r := start(t, d, Options{Host: "tcp://" + p.l.Addr().String()}, probed, func(r *running) { r.s.timing.open = 2 * time.Second })
 			subscribed(t, d)
 			d.Publish(m.next(3)...)
 			r.wantActors(3)
-			time.Sleep(3 * quick.idle) // quiet, and left alone
+			leftAlone(t, d)
 			if n := r.s.Status().Sessions; n != 1 {
 				t.Fatalf("%d sessions, want 1: a quiet stream was taken for a dead one", n)
 			}

@@ -467,14 +467,15 @@ func (ss *session) list(ctx context.Context, d *daemon) {
 		if ctx.Err() != nil {
 			return
 		}
+		select {
+		case s.resyncs <- started:
+		case <-ctx.Done():
+			return
+		}
 		if err != nil {
 			s.log.Warn("containers and images not listed: some containers will end without a duration", "error", err)
 		} else {
 			s.log.Info("containers and images listed", "running", len(started), "images", images)
-		}
-		select {
-		case s.resyncs <- started:
-		case <-ctx.Done():
 		}
 	}
 }

@@ -80,7 +80,7 @@ func TestRestartBehindAProxy(t *testing.T) {
 		d := fake(t, &fakedockerd.Daemon{})
 		p := newProxy(t, d.Socket, hold)
 		m := maker{t: t}
-		r := start(t, d, Options{Host: "tcp://" + p.l.Addr().String()})
+		r := start(t, d, Options{Host: "tcp://" + p.l.Addr().String()}, probed)
 		subscribed(t, d)
 		d.Publish(m.next(3)...)
 		r.wantActors(3)

@@ -56,7 +56,6 @@ type Daemon struct {
 	subs     map[*subscriber]bool
 	refuse   func(path string) int
 	opened   int
-	sinces   []string
 }
 
 type subscriber struct {
@@ -156,15 +155,15 @@ func (d *Daemon) Forget() {
 	d.buffer = nil
 }
 
-// Streams returns how many event streams were opened so far, and their since.
-func (d *Daemon) Streams() (int, []string) {
+// Streams returns how many event streams were opened so far.
+func (d *Daemon) Streams() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.opened, append([]string(nil), d.sinces...)
+	return d.opened
 }
 
-// Subscribers returns how many streams are open.
-func (d *Daemon) Subscribers() int {
+// subscribers returns how many streams are open.
+func (d *Daemon) subscribers() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.subs)
@@ -249,7 +248,6 @@ func (d *Daemon) events(w http.ResponseWriter, r *http.Request) {
 	flusher.Flush()
 	d.mu.Lock()
 	d.opened++
-	d.sinces = append(d.sinces, r.URL.Query().Get("since"))
 	d.mu.Unlock()
 	if d.Blast != nil {
 		for range d.BlastCount {
@@ -315,10 +313,10 @@ func parseSince(s string) (nano int64, ok bool) {
 
 // WaitSubscribers waits until n streams are open.
 func (d *Daemon) WaitSubscribers(ctx context.Context, n int) error {
-	for d.Subscribers() != n {
+	for d.subscribers() != n {
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), fmt.Errorf("%d streams open, want %d", d.Subscribers(), n))
+			return errors.Join(ctx.Err(), fmt.Errorf("%d streams open, want %d", d.subscribers(), n))
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
