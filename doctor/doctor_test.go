@@ -465,6 +465,16 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))
 			must(t, os.WriteFile(root+"/proc/42/environ", []byte("PATH="+root+"/first:"+root+"/bin\x00"), 0o600))
 		}, "runner's PATH", doctor.Fail, "the first docker in the environment of Runner.Listener, pid 42", "--tool"},
+		{"a runner in a container is another's", func(t *testing.T, root string, in *doctor.Input) {
+			must(t, os.Mkdir(root+"/first", 0o755))
+			must(t, os.WriteFile(root+"/first/docker", []byte("real"), 0o755))
+			must(t, os.MkdirAll(root+"/proc/42/ns", 0o755))
+			must(t, os.MkdirAll(root+"/proc/self/ns", 0o755))
+			must(t, os.Symlink("mnt:[1]", root+"/proc/self/ns/mnt"))
+			must(t, os.Symlink("mnt:[2]", root+"/proc/42/ns/mnt"))
+			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Worker\n"), 0o644))
+			must(t, os.WriteFile(root+"/proc/42/environ", []byte("PATH="+root+"/first:"+root+"/bin\x00"), 0o600))
+		}, "hook job-started", doctor.OK, "no runner that can be looked into", ""},
 		{"the running runner has a PATH of its own", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.MkdirAll(root+"/proc/42", 0o755))
 			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))
