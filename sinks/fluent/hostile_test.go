@@ -72,7 +72,7 @@ func TestReceiversThatAnswerWrong(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "did not acknowledge") {
 					t.Errorf("the sink says %v", err)
 				}
-				if took := time.Since(begun); took > 3*time.Second {
+				if took := time.Since(begun); took > 30*time.Second { // the library alone would try for two minutes
 					t.Errorf("the sink gave up after %s", took)
 				}
 			}
