@@ -17,7 +17,7 @@ import (
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/hook"
 	"github.com/tallyman-ci/tallyman/install"
-	"github.com/tallyman-ci/tallyman/internal/commandline"
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 	"github.com/tallyman-ci/tallyman/wrapper"
 )
 
@@ -271,7 +271,7 @@ func (x *examination) keys(name, path string, problems []config.Problem) {
 	var said []string
 	for _, p := range problems {
 		text := fmt.Sprintf("line %d, %s: %s", p.Line, p.Key, p.Text)
-		if near := commandline.Nearest(p.Key, known); near != "" && !slices.Contains(known, p.Key) {
+		if near := nearest.Word(p.Key, known); near != "" && !slices.Contains(known, p.Key) {
 			text += " (did you mean " + near + "?)"
 		}
 		said = append(said, text)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 )
@@ -122,7 +123,7 @@ func Parse(rawURL string, more ...Scheme) (*Target, error) {
 		if u.Scheme == "" {
 			return nil, fmt.Errorf("sink %q: a URL is wanted: %s", redact(u), strings.Join(forms, ", "))
 		}
-		return nil, fmt.Errorf("sink %s: unknown kind %q, did you mean %q? (known: %s)", redact(u), u.Scheme, nearest(u.Scheme, names), strings.Join(forms, ", "))
+		return nil, fmt.Errorf("sink %s: unknown kind %q, did you mean %q? (known: %s)", redact(u), u.Scheme, meant(u.Scheme, names), strings.Join(forms, ", "))
 	}
 	t := &Target{URL: u, scheme: schemes[at]}
 	if t.query, err = url.ParseQuery(u.RawQuery); err != nil {
@@ -135,7 +136,7 @@ func Parse(rawURL string, more ...Scheme) (*Target, error) {
 	for name, values := range t.query {
 		switch {
 		case !slices.Contains(known, name):
-			return nil, fmt.Errorf("sink %s: unknown parameter %q, did you mean %q? (known: %s)", redact(u), name, nearest(name, known), strings.Join(known, ", "))
+			return nil, fmt.Errorf("sink %s: unknown parameter %q, did you mean %q? (known: %s)", redact(u), name, meant(name, known), strings.Join(known, ", "))
 		case len(values) > 1:
 			return nil, fmt.Errorf("sink %s: parameter %q is given %d times", redact(u), name, len(values))
 		}
@@ -306,12 +307,12 @@ func defaultName(u *url.URL) string {
 	return fmt.Sprintf("%s-%08x", u.Scheme, h.Sum32())
 }
 
-// nearest is the known word with the smallest edit distance from word, where an
-// unfinished word is near to its whole.
-func nearest(word string, known []string) string {
+// meant is the known word with the smallest edit distance from word, where an
+// unfinished word is near to its whole. Unlike nearest.Word it always names one.
+func meant(word string, known []string) string {
 	best, least := "", 0
 	for _, k := range known {
-		d := distance(word, k)
+		d := nearest.Distance(word[:min(len(word), 100)], k)
 		if word != "" && strings.HasPrefix(k, word) {
 			d = 1
 		}
@@ -320,27 +321,4 @@ func nearest(word string, known []string) string {
 		}
 	}
 	return best
-}
-
-// distance is the Levenshtein distance of two short words.
-func distance(a, b string) int {
-	if len(a) > 100 {
-		a = a[:100]
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/tallyman-ci/tallyman/bq"
 	"github.com/tallyman-ci/tallyman/bq/apply"
 	"github.com/tallyman-ci/tallyman/internal/commandline"
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -271,7 +272,7 @@ func (p *program) bqViews() *cli.Command {
 			wanted := c.Args().Slice()
 			for _, name := range wanted {
 				if !slices.Contains(known, name) {
-					return commandline.BadUsage(c, "there is no view %q%s", name, commandline.DidYouMean(commandline.Nearest(name, known)))
+					return commandline.BadUsage(c, "there is no view %q%s", name, commandline.DidYouMean(nearest.Word(name, known)))
 				}
 			}
 			for _, v := range views {

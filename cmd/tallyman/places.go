@@ -12,6 +12,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/config"
 	"github.com/tallyman-ci/tallyman/internal/commandline"
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -63,7 +64,7 @@ func (p *program) loadConfig(c *cli.Context) (config.Config, error) {
 	}
 	for _, problem := range problems {
 		fmt.Fprintf(p.stderr, "tallyman: %s, line %d: %s: %s%s\n", path, problem.Line,
-			report.Safe(problem.Key), report.Safe(problem.Text), commandline.DidYouMean(unlessSame(commandline.Nearest(problem.Key, known), problem.Key)))
+			report.Safe(problem.Key), report.Safe(problem.Text), commandline.DidYouMean(unlessSame(nearest.Word(problem.Key, known), problem.Key)))
 	}
 	for flag, field := range map[string]*string{"run-dir": &cfg.RunDir, "state-dir": &cfg.StateDir} {
 		if v := c.String(flag); v != "" {

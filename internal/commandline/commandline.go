@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 )
 
 // ForShell is the category of the commands that every program has.
@@ -95,7 +97,7 @@ func nearestCommand(name string, commands []*cli.Command) string {
 			known = append(known, k.Name)
 		}
 	}
-	return Nearest(name, known)
+	return nearest.Word(name, known)
 }
 
 var undefined = regexp.MustCompile(`flag provided but not defined: -+(.*)`)
@@ -110,7 +112,7 @@ func usage(c *cli.Context, err error, _ bool) error {
 	for _, f := range c.Command.VisibleFlags() {
 		known = append(known, f.Names()...)
 	}
-	near := Nearest(m[1], known)
+	near := nearest.Word(m[1], known)
 	if near != "" {
 		near = dashes(near)
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/tallyman-ci/tallyman/internal/nearest"
 )
 
 // The scripts ask the program itself, by the hidden flag that
@@ -75,7 +77,7 @@ func completionCommand(program string) *cli.Command {
 					return fmt.Errorf("make the completion script: %w", err)
 				}
 			default:
-				return BadUsage(c, "no completion for %q%s (there are bash, zsh and fish)", shell, DidYouMean(Nearest(shell, shells)))
+				return BadUsage(c, "no completion for %q%s (there are bash, zsh and fish)", shell, DidYouMean(nearest.Word(shell, shells)))
 			}
 			_, err := io.WriteString(c.App.Writer, text)
 			return err

@@ -1,13 +1,14 @@
-package commandline
+// Package nearest finds the word that a mistyped one was meant to be.
+package nearest
 
-// Nearest returns the known word that text most likely meant, or "".
-func Nearest(text string, known []string) string {
+// Word returns the known word that text most likely meant, or "".
+func Word(text string, known []string) string {
 	if len(text) < 3 {
 		return "" // nearly everything is as near
 	}
 	best, bestDistance := "", 1+len(text)/3
 	for _, k := range known {
-		if d := distance(text, k); d <= bestDistance {
+		if d := Distance(text, k); d <= bestDistance {
 			if d < bestDistance || best == "" {
 				best, bestDistance = k, d
 			}
@@ -16,9 +17,9 @@ func Nearest(text string, known []string) string {
 	return best
 }
 
-// distance is the number of letters to add, drop or change between a and b
-// (Levenshtein).
-func distance(a, b string) int {
+// Distance is the number of letters to add, drop or change between a and b
+// (Levenshtein). It takes as many steps as the product of their lengths.
+func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
