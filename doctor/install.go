@@ -534,13 +534,13 @@ func dropIn(path string, hook []byte) (found bool, problem, do string) {
 // secrets. Runners in containers are passed over: their paths lead elsewhere.
 func (x *examination) runnerEnvironment() (env map[string]string, where string) {
 	dirs, _ := filepath.Glob(filepath.Join(x.in.Proc, "[0-9]*"))
+	ours, _ := os.Readlink(filepath.Join(x.in.Proc, "self/ns/mnt"))
 	for _, comm := range []string{"Runner.Worker", "Runner.Listener"} {
 		for _, dir := range dirs {
 			name, err := os.ReadFile(filepath.Join(dir, "comm"))
 			if err != nil || strings.TrimSpace(string(name)) != comm {
 				continue
 			}
-			ours, _ := os.Readlink(filepath.Join(x.in.Proc, "self/ns/mnt"))
 			if theirs, err := os.Readlink(filepath.Join(dir, "ns/mnt")); err == nil && ours != "" && theirs != ours {
 				continue
 			}

@@ -43,6 +43,9 @@ func (p Position) Before(q Position) bool {
 	return p.Segment < q.Segment || p.Segment == q.Segment && p.Offset < q.Offset
 }
 
+// File is the name of the segment's file in its folder.
+func (p Position) File() string { return segmentName(p.Segment) }
+
 func (p Position) String() string { return fmt.Sprintf("%d:%d", p.Segment, p.Offset) }
 
 func segmentName(n uint64) string {

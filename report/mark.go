@@ -3,7 +3,6 @@ package report
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -46,7 +45,7 @@ func MarkOf(s Source) (Mark, bool) {
 // is read from its beginning, where another file stands there now.
 func Resume(s Source, m Mark) bool {
 	j, ok := s.(*journalSource)
-	if !ok || resolved(j.name) != m.Path {
+	if !ok {
 		return false
 	}
 	now, err := beginning(m)
@@ -80,7 +79,7 @@ func resolved(path string) string {
 func beginning(m Mark) (string, error) {
 	path := m.Path
 	if isDir(path) {
-		path = filepath.Join(path, fmt.Sprintf("records-%020d.jsonl", m.At.Segment))
+		path = filepath.Join(path, m.At.File())
 	}
 	f, err := os.Open(path)
 	if err != nil {

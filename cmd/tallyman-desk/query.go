@@ -35,8 +35,8 @@ func storeFlags() []cli.Flag {
 }
 
 // openStore reads the journals that were named, and says on standard error what it could
-// not read.
-func openStore(c *cli.Context, paths []string) (*store.Store, error) {
+// not read. With follow they are read on later.
+func openStore(c *cli.Context, paths []string, follow bool) (*store.Store, error) {
 	name := c.String("database")
 	if len(paths) == 0 && name == "" {
 		return nil, fmt.Errorf("%s wants a journal: a folder such as /var/lib/tallyman, or a file of records", c.Command.Name)
@@ -44,7 +44,7 @@ func openStore(c *cli.Context, paths []string) (*store.Store, error) {
 	if c.Int64("memory") < 64 {
 		return nil, errors.New("--memory wants 64 MiB or more")
 	}
-	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader, Database: name, Follow: c.Command.Name == "serve"}
+	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader, Database: name, Follow: follow}
 	if name := c.String("owners"); name != "" {
 		f, err := os.Open(name)
 		if err != nil {
@@ -124,7 +124,7 @@ func query(c *cli.Context) (err error) {
 	if sql == "-" && slices.Contains(paths, "-") {
 		return errors.New("standard input holds the questions or the records, not both")
 	}
-	s, err := openStore(c, paths)
+	s, err := openStore(c, paths, false)
 	if err != nil {
 		return err
 	}

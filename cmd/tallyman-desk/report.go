@@ -29,7 +29,7 @@ func reportCommand() *cli.Command {
 				return errors.New("report wants --html FILE (- is standard output)")
 			}
 			return picture(c, func(_ context.Context, paths []string) (panels.Stream, func() error, error) {
-				s, err := openStore(c, paths)
+				s, err := openStore(c, paths, false)
 				if err != nil {
 					return nil, nil, err
 				}

@@ -54,7 +54,7 @@ func serveLive(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	src, err := openStore(c, c.Args().Slice())
+	src, err := openStore(c, c.Args().Slice(), true)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}

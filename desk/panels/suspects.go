@@ -11,10 +11,11 @@ type Stream interface {
 	Each(ctx context.Context, sql string, head func(columns []string) error, row func(values []any) error, params ...Param) error
 }
 
-// Suspects are the two queries of the ranking of suspects: the git requests that
-// were imported, those that named an account in one sum, and what package blame wants of records to know the builds. They read
-// records and no kept answer, because a build is told by its flags. They are about the
-// whole fleet: a filter on a repository would take the innocent's explanation away.
+// Suspects are the two queries of the ranking of suspects: the git requests that were
+// imported, those that named an account in one sum, and what package blame wants of
+// records to know the builds. They read records and no kept answer, because a build is
+// told by its flags. They are about the whole fleet: a filter on a repository would take
+// the innocent's explanation away.
 func Suspects() (requests, builds Panel) {
 	const section = "Suspects"
 	requests = Panel{ID: "suspects-requests", Section: section, Title: "Anonymous requests", Question: "Which git requests named no account?", SQL: `

@@ -2,8 +2,9 @@
 // DuckDB: the same views, and the same rows, as BigQuery gives for a fleet.
 //
 // The records are copied to a database in a temporary folder, which Close removes, or to
-// one that stays and is only brought up to date (Options.Database). It is linked into tallyman-desk only: DuckDB makes a binary larger by sixty megabytes and wants
-// cgo, which has no place on a runner.
+// one that stays and is only brought up to date (Options.Database). The package is linked
+// into tallyman-desk only: DuckDB makes a binary larger by sixty megabytes and wants cgo,
+// which has no place on a runner.
 package store
 
 import (
