@@ -116,7 +116,9 @@ func start(t *testing.T, o Options) *running {
 		c, err := Dial(ctx, o.Config.Socket())
 		if err == nil {
 			c.Close()
-			return r
+			if r.agent.opened.Load() { // its queue takes connections before it is there for them
+				return r
+			}
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the agent does not answer: %v", err)
