@@ -24,7 +24,13 @@ func TestOwnNumbersReachDogStatsD(t *testing.T) {
 	o := options(t)
 	o.Config.Statsd = conn.LocalAddr().String()
 	o.Config.Sinks = []string{fmt.Sprintf("file://%s/out.jsonl?name=out", t.TempDir())}
+	o.Config.Real = map[string]string{"wrapped": "/usr/bin/wrapped"} // then the tag tool names it
 	r := start(t, o)
+	for _, tool := range []string{"wrapped", "unheard-of"} {
+		call := invocation(time.Now())
+		call.Invocation.Tool = tool
+		r.agent.metrics.Observe(call)
+	}
 	r.end()
 	var got strings.Builder
 	buf := make([]byte, 64<<10)
@@ -38,7 +44,7 @@ func TestOwnNumbersReachDogStatsD(t *testing.T) {
 		}
 		got.Write(append(buf[:n], '\n'))
 	}
-	for _, want := range []string{"tallyman.journal_segments:1|g", "tallyman.sink_up:1|g|#sink:out"} {
+	for _, want := range []string{"tallyman.journal_segments:1|g", "tallyman.sink_up:1|g|#sink:out", "#tool:wrapped,", "#tool:other,"} {
 		if !strings.Contains(got.String(), want) {
 			t.Errorf("no %s in\n%s", want, got.String())
 		}
