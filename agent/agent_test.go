@@ -612,6 +612,14 @@ func TestSpoolAfterAKill(t *testing.T) {
 	if len(count) != len(ids) || losses["shim"] < 4 || losses["torn_line"] < 2 {
 		t.Errorf("%d invocations, losses %v", len(count), losses)
 	}
+
+	// One that ended in peace told all of it, and the next one tells none of it again.
+	before := len(r.records())
+	r = start(t, o)
+	r.end()
+	if again := r.records()[before:]; len(again) != 0 {
+		t.Errorf("told again: %s", record.Append(nil, &again[0]))
+	}
 }
 
 func TestWhatTheSocketRefuses(t *testing.T) {

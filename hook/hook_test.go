@@ -72,6 +72,22 @@ func TestStartedAndCompletedInOrder(t *testing.T) {
 	}
 }
 
+// A defect in the hook's own process is said in its output, and reaches nobody else: the
+// rows of TestHK01HK15InternalFailures break the worker.
+func TestDefectInTheHookItself(t *testing.T) {
+	o, out := here(t, &recorder{})
+	o.Now = func() time.Time { panic("the clock\n::error::boom") }
+	for _, hook := range []func(context.Context, Options) error{JobStarted, JobCompleted} {
+		out.Reset()
+		if err := hook(t.Context(), o); err == nil || !strings.Contains(err.Error(), "internal error: the clock") {
+			t.Errorf("returned %v", err)
+		}
+		if said := out.String(); strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, "tallyman: internal error: the clock") || strings.Contains(said, "\n::") {
+			t.Errorf("said %q, want one line that commands the runner nothing", said)
+		}
+	}
+}
+
 // HK-06 for the whole hook: as an image's hook and as ARC's drop-in.
 func TestHK06HooksRunTwice(t *testing.T) {
 	faults.Case(t, "HK-06")
