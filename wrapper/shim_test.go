@@ -12,10 +12,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/require"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 )
@@ -255,6 +257,50 @@ func TestWhoDecides(t *testing.T) {
 		}
 		expect("as before", true)
 	})
+}
+
+// TestDefaultsDecideNothing: where the configuration cannot be trusted, the call is not
+// recorded by the defaults either; and /etc/tallyman/off is a switch. The folders of the
+// machine are hidden from the shim, in a mount name space of its own.
+func TestDefaultsDecideNothing(t *testing.T) {
+	require.Root(t)
+	const hidden = `mount -t tmpfs none /run && mkdir -p -m 733 /run/tallyman/spool && mount -t tmpfs none /etc && mkdir /etc/tallyman || exit 77
+`
+	const conf = `/etc/tallyman/tallyman.conf`
+	for _, row := range []struct {
+		name, setup string
+		records     int
+	}{
+		{"no configuration", "", 1},
+		{"root's configuration", "echo spool_max_bytes = 1MiB > " + conf, 1},
+		{"a configuration that everybody can write", "echo > " + conf + "; chmod 666 " + conf, 0},
+		{"a configuration of another user", "echo > " + conf + "; chown 1001 " + conf, 0},
+		{"one beside the shim that everybody can write", `echo > "$1"/tallyman.conf; chmod 666 "$1"/tallyman.conf`, 0},
+		{"one beside the shim of another user", `echo > "$1"/tallyman.conf; chown 1001 "$1"/tallyman.conf`, 0},
+		{"root's off file", "touch /etc/tallyman/off", 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			eachBuild(t, func(t *testing.T, in installation) {
+				if err := os.Remove(in.dir + "/tallyman.conf"); err != nil {
+					t.Fatal(err)
+				}
+				script := hidden + row.setup + "\n\"$1\"/docker exit 0 || exit\nfor f in /run/tallyman/spool/*.jsonl; do test ! -f \"$f\" || cat \"$f\"; done"
+				cmd := exec.Command("/bin/sh", "-c", script, "sh", in.dir)
+				cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+				var out, said bytes.Buffer
+				cmd.Stdout, cmd.Stderr = &out, &said
+				if err := cmd.Run(); err != nil {
+					if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 77 {
+						require.Missing(t, fmt.Sprintf("mounts in a name space of its own (CAP_SYS_ADMIN): %v: %s", err, &said))
+					}
+					t.Fatalf("%v: %s", err, &said)
+				}
+				if n := strings.Count(out.String(), record.Marker); n != row.records || n != bytes.Count(out.Bytes(), []byte("\n")) {
+					t.Errorf("%d records, want %d:\n%s", n, row.records, &out)
+				}
+			})
+		})
+	}
 }
 
 // TestManyAtOnce: 1,000 calls at the same time and no agent give 1,000 whole records.
