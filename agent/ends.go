@@ -45,10 +45,14 @@ func (s *server) watch(ctx context.Context, r *record.Record, fd int, p peer, sh
 	}
 	s.conns.Go(func() {
 		defer s.watches.leave(r.ID, share)
-		if p.pidfd >= 0 {
+		switch {
+		case p.pidfd >= 0:
 			unix.Close(fd) // or each running command would hold two descriptors here
 			s.a.watchPidfd(ctx, p.pidfd, r)
-		} else {
+		case p.left:
+			unix.Close(fd)
+			s.a.recordEnd(r, &record.End{Source: sourceUnknown}, s.a.now())
+		default:
 			s.a.watchEOF(ctx, fd, r)
 		}
 	})
@@ -411,8 +415,8 @@ func (a *Agent) watchEOF(ctx context.Context, fd int, r *record.Record) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return
 	case err == nil, errors.Is(err, unix.ECONNRESET):
-		// The command wrote into it; or the shim had closed it without reading the answer,
-		// because that came too late, and it was never the command's.
+		// The command wrote into it; or the shim closed it without reading the answer, which
+		// came while it went on, and it was never the command's.
 	default:
 		end.Source, end.DurationNS, end.AtMost = sourceEOF, since(r.Invocation.MonoNS), true
 	}

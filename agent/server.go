@@ -309,8 +309,10 @@ func (s *server) take(line []byte, fd int, peer *peer) (r *record.Record, share 
 			ack = handover.AckKeep
 		}
 	}
-	// The sender's buffer is empty, so this cannot wait; the sender may be gone.
-	unix.SendmsgN(fd, []byte{ack}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	// The sender's buffer is empty, so this cannot wait; the sender may be gone, or it
+	// waited no longer and has closed the socket, which then tells nothing of the command.
+	_, err := unix.SendmsgN(fd, []byte{ack}, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	peer.left = err != nil
 	switch {
 	case got.verdict == suppressed:
 		return nil, "" // its end is suppressed with it
@@ -603,6 +605,8 @@ type peer struct {
 	pidfd int // -1 where the kernel gives none
 	// since is a time at which it was not connected yet; zero where none is known.
 	since time.Time
+	// left says that it did not wait for its answer.
+	left bool
 }
 
 // soPeerPIDFD is SO_PEERPIDFD (Linux 6.5), which golang.org/x/sys does not name on

@@ -377,6 +377,9 @@ type deny struct {
 	info, peer, open syscall.Errno // PIDFD_GET_INFO, SO_PEERPIDFD, pidfd_open; 0 lets the call through
 }
 
+// linux52 knows no pidfds.
+var linux52 = deny{info: syscall.ENOTTY, peer: syscall.ENOPROTOOPT, open: syscall.ENOSYS}
+
 const denyVariable = "TALLYMAN_E2E_DENY"
 
 func (d deny) change(cmd *exec.Cmd) {
@@ -462,7 +465,7 @@ func TestEndOnOlderKernels(t *testing.T) {
 		{"Linux 6.14 knows PIDFD_GET_INFO and no exit code", deny{info: syscall.EINVAL}, byPoll},
 		{"Linux 6.12 does not know PIDFD_GET_INFO", deny{info: syscall.ENOTTY}, byPoll},
 		{"Linux 6.4 does not know SO_PEERPIDFD", deny{info: syscall.ENOTTY, peer: syscall.ENOPROTOOPT}, byPoll},
-		{"Linux 5.2 does not know pidfds", deny{info: syscall.ENOTTY, peer: syscall.ENOPROTOOPT, open: syscall.ENOSYS}, byEOF},
+		{"Linux 5.2 does not know pidfds", linux52, byEOF},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newStubRig(t)
@@ -587,11 +590,11 @@ func TestEndWhileTheAgentIsAway(t *testing.T) {
 			outlives.want(ending{source: best(t), code: 7, atLeast: away})
 		})
 	}
-	t.Run("stopped and continued", func(t *testing.T) {
+	stopped := func(t *testing.T, change func(*exec.Cmd)) (known, unknown *aCall) {
 		r := newStubRig(t)
 		r.tool(tool)
-		agent := r.newAgent(nil)
-		known := r.begin(nil)
+		agent := r.newAgent(change)
+		known = r.begin(nil)
 		known.record()
 		agent.cmd.Process.Signal(syscall.SIGSTOP)
 		defer agent.cmd.Process.Signal(syscall.SIGCONT)
@@ -601,7 +604,7 @@ func TestEndWhileTheAgentIsAway(t *testing.T) {
 			}
 			return nil
 		})
-		unknown := r.begin(func(cmd *exec.Cmd) {}) // its record waits in the socket, and in the file
+		unknown = r.begin(nil) // its record waits in the socket, and in the file
 		eventually(t, time.Minute, func() error {
 			b, err := os.ReadFile(filepath.Join(r.inst.Spool(), strconv.Itoa(os.Getuid())+".jsonl"))
 			if err != nil || !bytes.Contains(b, []byte(unknown.image)) {
@@ -614,10 +617,19 @@ func TestEndWhileTheAgentIsAway(t *testing.T) {
 			<-c.done
 		}
 		agent.cmd.Process.Signal(syscall.SIGCONT)
+		return known, unknown
+	}
+	t.Run("stopped and continued", func(t *testing.T) {
+		known, unknown := stopped(t, nil)
 		known.want(ending{source: best(t), code: 7})
 		// SO_PEERPIDFD gives the pidfd of a reaped process from Linux 6.16 on.
 		if kernelAtLeast(t, 6, 16) {
 			unknown.want(ending{source: byInfo, code: 7, bound: true})
 		}
+	})
+	// The shim closed the socket when it waited no longer: nobody's end.
+	t.Run("stopped and continued on Linux 5.2", func(t *testing.T) {
+		_, unknown := stopped(t, linux52.change)
+		unknown.want(ending{source: byNothing})
 	})
 }
