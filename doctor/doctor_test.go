@@ -475,6 +475,20 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Worker\n"), 0o644))
 			must(t, os.WriteFile(root+"/proc/42/environ", []byte("PATH="+root+"/first:"+root+"/bin\x00"), 0o600))
 		}, "hook job-started", doctor.OK, "no runner that can be looked into", ""},
+		{"of several runners, the one whose job this is", func(t *testing.T, root string, in *doctor.Input) {
+			for _, of := range []struct{ pid, comm, status, environ string }{
+				{"self", "tallyman", "Name:\ttallyman\nPid:\t100\nPPid:\t99\n", ""},
+				{"99", "bash", "Name:\tbash\nPid:\t99\nPPid:\t42\n", ""},
+				{"42", "Runner.Worker", "Name:\tRunner.Worker\nPid:\t42\nPPid:\t1\n", "PATH=/bin\x00"},
+				{"1", "init", "Name:\tinit\nPid:\t1\nPPid:\t0\n", ""},
+				{"17", "Runner.Worker", "Name:\tRunner.Worker\nPid:\t17\nPPid:\t1\n", "PATH=/bin\x00ACTIONS_RUNNER_HOOK_JOB_STARTED=" + root + "/hooks/job-started.sh\x00"},
+			} {
+				must(t, os.MkdirAll(root+"/proc/"+of.pid, 0o755))
+				for name, content := range map[string]string{"comm": of.comm + "\n", "status": of.status, "environ": of.environ} {
+					must(t, os.WriteFile(root+"/proc/"+of.pid+"/"+name, []byte(content), 0o600))
+				}
+			}
+		}, "hook job-started", doctor.Warn, "not set in the environment of Runner.Worker, pid 42", ".env"},
 		{"the running runner has a PATH of its own", func(t *testing.T, root string, in *doctor.Input) {
 			must(t, os.MkdirAll(root+"/proc/42", 0o755))
 			must(t, os.WriteFile(root+"/proc/42/comm", []byte("Runner.Listener\n"), 0o644))

@@ -529,11 +529,13 @@ func dropIn(path string, hook []byte) (found bool, problem, do string) {
 }
 
 // runnerEnvironment finds the environment of the runner: that of a Worker or
-// Listener that runs now, and the .env file that the Listener reads. Of either only
-// our own variables and those of the hooks are looked at; a runner's environment holds
-// secrets. Runners in containers are passed over: their paths lead elsewhere.
+// Listener that runs now, and the .env file that the Listener reads. In a job, it is
+// the job's own runner's. Of either only our own variables and those of the hooks are
+// looked at; a runner's environment holds secrets. Runners in containers are passed
+// over: their paths lead elsewhere.
 func (x *examination) runnerEnvironment() (env map[string]string, where string) {
-	dirs, _ := filepath.Glob(filepath.Join(x.in.Proc, "[0-9]*"))
+	running, _ := filepath.Glob(filepath.Join(x.in.Proc, "[0-9]*"))
+	dirs := append(x.ancestors(), running...)
 	ours, _ := os.Readlink(filepath.Join(x.in.Proc, "self/ns/mnt"))
 	for _, comm := range []string{"Runner.Worker", "Runner.Listener"} {
 		for _, dir := range dirs {
@@ -563,4 +565,22 @@ func (x *examination) runnerEnvironment() (env map[string]string, where string) 
 		}
 	}
 	return x.env, "this environment (no runner that can be looked into runs here)"
+}
+
+// ancestors are the folders in /proc of the processes that this one descends from, the
+// nearest first.
+func (x *examination) ancestors() (dirs []string) {
+	for dir := filepath.Join(x.in.Proc, "self"); len(dirs) < 64; dirs = append(dirs, dir) {
+		status, err := os.ReadFile(filepath.Join(dir, "status"))
+		if err != nil {
+			break
+		}
+		_, parent, _ := strings.Cut(string(status), "\nPPid:")
+		parent, _, _ = strings.Cut(parent, "\n")
+		if parent = strings.TrimSpace(parent); parent == "" || parent == "0" {
+			break
+		}
+		dir = filepath.Join(x.in.Proc, parent)
+	}
+	return dirs
 }

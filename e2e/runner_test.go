@@ -290,10 +290,7 @@ func TestDoctorIsContentWithASoundInstallation(t *testing.T) {
 		"ACTIONS_RUNNER_HOOK_JOB_STARTED="+r.inst.HookStarted(), "ACTIONS_RUNNER_HOOK_JOB_COMPLETED="+r.inst.HookCompleted())
 	j := r.job(shopBuild)
 	r.step(j, "__run", 0, "docker version")
-	out, err := r.tallyman("doctor")
-	if err != nil {
-		t.Errorf("tallyman doctor: %v:\n%s", err, out)
-	}
+	r.step(j, "doctor", 0, r.inst.Tallyman()+" doctor") // in a job: beside it other tests' runners run
 	status, err := r.tallyman("status")
 	if err != nil || !strings.Contains(status, "acme/shop") {
 		t.Errorf("tallyman status does not name the job (%v):\n%s", err, status)
