@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -40,8 +41,8 @@ func TestMain(m *testing.M) {
 }
 
 // command delivers one record to the agent in dir and ends like os.Args[1] says: an
-// exit code, sleep:<duration>, signal:<number>, or plugin:<argument> to start another
-// such command as docker's plugins do.
+// exit code, sleep:<duration>, held for as long as its standard input is, signal:<number>,
+// or plugin:<argument> to start another such command as docker's plugins do.
 func command(dir string) int {
 	how := os.Args[1]
 	r := invocation(time.Now())
@@ -66,6 +67,10 @@ func command(dir string) int {
 	if d, ok := strings.CutPrefix(how, "sleep:"); ok {
 		pause, _ := time.ParseDuration(d)
 		time.Sleep(pause)
+		return 0
+	}
+	if how == "held" {
+		io.Copy(io.Discard, os.Stdin)
 		return 0
 	}
 	if n, ok := strings.CutPrefix(how, "signal:"); ok {
@@ -111,7 +116,7 @@ func start(t *testing.T, o Options) *running {
 	r.agent.kernelCounters = ""
 	go func() { r.done <- r.agent.Run(ctx) }()
 	t.Cleanup(func() { cancel() })
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		c, err := Dial(ctx, o.Config.Socket())
 		if err == nil {
@@ -135,7 +140,7 @@ func (r *running) end() {
 		if err != nil {
 			r.t.Errorf("the agent ended with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		r.t.Fatal("the agent does not end")
 	}
 }
@@ -534,8 +539,12 @@ func TestStoppedAgent(t *testing.T) {
 func TestEndOfASpooledCommand(t *testing.T) {
 	o := options(t)
 	os.Mkdir(o.Config.Spool(), 0o733)
-	cmd := exec.Command(os.Args[0], "sleep:1500ms")
+	cmd := exec.Command(os.Args[0], "held")
 	cmd.Env = []string{"AGENT_TEST_COMMAND=" + o.Config.RunDir}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -548,13 +557,20 @@ func TestEndOfASpooledCommand(t *testing.T) {
 	if _, err := fmt.Fscan(out, &id, &result); err != nil || result != handover.Spooled {
 		t.Fatalf("the command said %q %d, %v", id, result, err)
 	}
+	began := time.Now()
 	r := start(t, o)
 	defer r.end()
-	r.waitFor(1, "invocation", kind(record.KindInvocation))
+	for deadline := began.Add(30 * time.Second); r.agent.Status().Running == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits for the command's end")
+		}
+	}
+	held := time.Since(began)
+	in.Close()
 	cmd.Wait()
 	end := r.waitFor(1, "end", kind(record.KindInvocationEnd))[0].End
-	if end.InvocationID != id || end.DurationNS < 1500e6 {
-		t.Errorf("end %+v", end)
+	if end.InvocationID != id || end.DurationNS < held.Nanoseconds() {
+		t.Errorf("end %+v after %v", end, held)
 	}
 	if kernelAtLeast(6, 15) && (end.ExitCode == nil || *end.ExitCode != 0) {
 		t.Errorf("exit code %v by %s", end.ExitCode, end.Source)
@@ -682,7 +698,7 @@ func TestSwitchedOff(t *testing.T) {
 		if err != nil {
 			t.Errorf("the agent ended with %v", err)
 		}
-	case <-time.After(watchRunner + 5*time.Second):
+	case <-time.After(watchRunner + 20*time.Second):
 		t.Fatal("the agent goes on")
 	}
 	if err := New(o).Run(t.Context()); !errors.Is(err, ErrOff) || !strings.Contains(err.Error(), o.OffFile) {
@@ -729,7 +745,7 @@ func TestEndsWithItsJob(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(lingerAfterJob + 5*time.Second):
+	case <-time.After(lingerAfterJob + 20*time.Second):
 		t.Error("the agent stays after its job")
 	}
 	if _, err := os.Stat(o.Config.Socket()); err == nil {

@@ -512,7 +512,9 @@ func TestAbsentAgent(t *testing.T) {
 				t.Fatal(err)
 			}
 			e.client.Store(client)
-			if worst := observeMany(e, 5000); worst > 250*time.Millisecond {
+			// Waiting for the network would do so thousands of times; a busy machine alone
+			// may take some of one call.
+			if worst := observeMany(e, 5000); worst > 3*time.Second {
 				t.Errorf("one Observe took %v", worst)
 			}
 			if err := e.Close(context.Background()); err != nil {
@@ -610,7 +612,7 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 		t.Errorf("%d samples counted, want 7", got)
 	}
 	begin := time.Now()
-	if err := e.Close(context.Background()); err != nil || time.Since(begin) > time.Second {
+	if err := e.Close(context.Background()); err != nil || time.Since(begin) > 10*time.Second {
 		t.Errorf("Close: %v after %v", err, time.Since(begin))
 	}
 	// localhost needs no DNS server.
