@@ -378,9 +378,6 @@ func (j *Journal) after(p Position) (int64, error) {
 	}
 }
 
-// Name is the cursor's name.
-func (c *Cursor) Name() string { return c.name }
-
 // Position is where delivery goes on: everything before it is delivered.
 func (c *Cursor) Position() Position {
 	c.mu.Lock()
