@@ -308,21 +308,9 @@ func (s *spool) takeFile(name string) (changed bool) {
 	path := filepath.Join(s.dir, name)
 	file := s.files[name]
 	if file == nil {
-		if n := len(s.files); n >= maxOpen || n >= maxOpen/2 && strings.HasSuffix(name, ".done") {
-			return false // at the next scan, when others are done
-		}
-		f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-		if err != nil {
-			var st syscall.Stat_t
-			if !s.warned[path] && errors.Is(err, os.ErrPermission) && syscall.Lstat(path, &st) == nil && s.ours(name, &st) == nil {
-				// The file of a uid that is neither the agent's nor root's: only root
-				// can read it.
-				s.lose("unreadable_file", name+" belongs to another user; run the agent as root to read it", -1)
-			}
-			s.warn(path, err)
+		if file = s.openFile(name); file == nil {
 			return false
 		}
-		file = &spoolFile{f: f, grown: time.Now(), done: strings.HasSuffix(name, ".done")}
 		s.files[name] = file
 	}
 	var st syscall.Stat_t
@@ -341,27 +329,7 @@ func (s *spool) takeFile(name string) (changed bool) {
 		s.drop(name)
 		return false
 	}
-	if file.born.IsZero() && file.read.IsZero() {
-		file.uid = int(st.Uid)
-		if uid, _ := spoolName(name); uid == 0 {
-			file.uid = 0
-		}
-		var sx unix.Statx_t
-		if unix.Statx(int(file.f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &sx) == nil && sx.Mask&unix.STATX_BTIME != 0 {
-			file.born = time.Unix(sx.Btime.Sec, int64(sx.Btime.Nsec))
-		}
-	}
-	if file.pos.Inode == 0 && st.Size > 0 {
-		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
-		if old := s.state.Read[name]; old.Inode == st.Ino && old.Head == file.pos.Head && old.Offset <= st.Size {
-			file.pos.Offset = old.Offset
-		}
-	}
-	if file.pos.Offset > 0 && (st.Size < file.pos.Offset || !strings.HasPrefix(s.head(file.f), file.pos.Head)) {
-		// Cut, or cut and grown again beyond the place of reading: no shim does that.
-		s.lose("truncated_file", name+" was cut by someone; what was not read of it before is missing", -1)
-		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
-	}
+	s.place(name, file, &st)
 	before := file.pos.Offset
 	if file.pos.Offset > s.a.o.Config.SpoolMaxBytes+spoolOver {
 		// No shim goes on for so long. Who does must not keep the others waiting.
@@ -385,21 +353,76 @@ func (s *spool) takeFile(name string) (changed bool) {
 		file.grown = now
 	}
 	s.state.Read[name] = file.pos
+	s.putAway(name, file, st.Size, now)
+	return true
+}
+
+// openFile opens one file. It returns nil where that is not possible, or not now.
+func (s *spool) openFile(name string) *spoolFile {
+	done := strings.HasSuffix(name, ".done")
+	if n := len(s.files); n >= maxOpen || n >= maxOpen/2 && done {
+		return nil // at the next scan, when others are done
+	}
+	path := filepath.Join(s.dir, name)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		var st syscall.Stat_t
+		if !s.warned[path] && errors.Is(err, os.ErrPermission) && syscall.Lstat(path, &st) == nil && s.ours(name, &st) == nil {
+			// The file of a uid that is neither the agent's nor root's: only root
+			// can read it.
+			s.lose("unreadable_file", name+" belongs to another user; run the agent as root to read it", -1)
+		}
+		s.warn(path, err)
+		return nil
+	}
+	return &spoolFile{f: f, grown: time.Now(), done: done}
+}
+
+// place finds out whose an open file is and where to go on reading it.
+func (s *spool) place(name string, file *spoolFile, st *syscall.Stat_t) {
+	if file.born.IsZero() && file.read.IsZero() {
+		file.uid = int(st.Uid)
+		if uid, _ := spoolName(name); uid == 0 {
+			file.uid = 0
+		}
+		var sx unix.Statx_t
+		if unix.Statx(int(file.f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &sx) == nil && sx.Mask&unix.STATX_BTIME != 0 {
+			file.born = time.Unix(sx.Btime.Sec, int64(sx.Btime.Nsec))
+		}
+	}
+	if file.pos.Inode == 0 && st.Size > 0 {
+		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
+		if old := s.state.Read[name]; old.Inode == st.Ino && old.Head == file.pos.Head && old.Offset <= st.Size {
+			file.pos.Offset = old.Offset
+		}
+	}
+	if file.pos.Offset > 0 && (st.Size < file.pos.Offset || !strings.HasPrefix(s.head(file.f), file.pos.Head)) {
+		// Cut, or cut and grown again beyond the place of reading: no shim does that.
+		s.lose("truncated_file", name+" was cut by someone; what was not read of it before is missing", -1)
+		file.pos = spoolPosition{Inode: st.Ino, Head: s.head(file.f)}
+	}
+}
+
+// putAway renames a file that rests, so that no shim opens it any more, and removes
+// a renamed one to which those that had it open have not written for long. size is
+// what the file had before it was read.
+func (s *spool) putAway(name string, file *spoolFile, size int64, now time.Time) {
+	path := filepath.Join(s.dir, name)
 	switch {
 	case file.done && now.Sub(file.grown) > spoolGrace:
-		if file.pos.Offset < st.Size {
+		if file.pos.Offset < size {
 			s.lose("torn_line", "the end of "+name, 1)
 		}
 		if err := os.Remove(path); err != nil {
 			s.warn(path, err)
-			break
+			return
 		}
 		s.drop(name)
 	case !file.done && file.pos.Offset > 0 && now.Sub(file.grown) > spoolIdle:
 		done := fmt.Sprintf("%s.%d.done", name, now.UnixNano())
 		if err := os.Rename(path, filepath.Join(s.dir, done)); err != nil {
 			s.warn(path, err)
-			break
+			return
 		}
 		file.done, file.grown = true, now
 		s.files[done] = file
@@ -407,7 +430,6 @@ func (s *spool) takeFile(name string) (changed bool) {
 		delete(s.files, name)
 		delete(s.state.Read, name)
 	}
-	return true
 }
 
 func (s *spool) head(f *os.File) string {
@@ -432,69 +454,84 @@ func (s *spool) read(name string, file *spoolFile) error {
 			return nil
 		}
 		end := bytes.LastIndexByte(buf[:n], '\n') + 1
-		if end == 0 {
-			if n < len(buf) {
-				return nil // half a line; the rest may come
-			}
-			// No shim writes lines this long.
-			if !file.endless {
-				s.lose("torn_line", "an endless line in "+name, 1)
-				file.endless = true
-			}
-			file.pos.Offset += int64(n)
-			// A file can say that it has a terabyte of zeros (lseek(2), SEEK_DATA).
-			if data, err := unix.Seek(int(file.f.Fd()), file.pos.Offset, unix.SEEK_DATA); err == nil {
-				file.pos.Offset = data
-			} else if st, errStat := file.f.Stat(); err == unix.ENXIO && errStat == nil {
-				file.pos.Offset = st.Size()
+		if end > 0 {
+			if err := s.takeLines(name, file, buf[:end]); err != nil {
+				return err
 			}
 			continue
 		}
-		var batch []arrival
-		taken := 0
-		flush := func(upto int) error {
-			if len(batch) > 0 {
-				err := s.a.intake.take(batch)
-				for i := range batch {
-					if b := &batch[i]; b.verdict == journalled {
-						s.a.intake.count(func(c *Counts) { c.Spooled++ })
-						s.watch(slim(b.r, b.size), b.share)
-					}
-				}
-				batch = batch[:0]
-				if err != nil {
-					return err
-				}
-			}
-			file.pos.Offset += int64(upto - taken)
-			taken = upto
-			return nil
+		if n < len(buf) {
+			return nil // half a line; the rest may come
 		}
-		w := file.witness(time.Now())
-		for at := 0; at < end; {
-			length := bytes.IndexByte(buf[at:end], '\n')
-			line := buf[at : at+length]
-			if file.endless { // its end, and perhaps a record behind it
-				line = line[max(bytes.LastIndex(line, []byte(record.Marker)), 0):]
-				if !bytes.HasPrefix(line, []byte(record.Marker)) {
-					line = nil
-				}
-				file.endless = false
-			}
-			if r := s.decode(name, line, file); r != nil {
-				share := s.a.stamp(r, w)
-				batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, size: length, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
-			}
-			at += length + 1
-			if len(batch) == spoolBatch || at == end {
-				if err := flush(at); err != nil {
-					return err
-				}
-			}
-		}
+		s.skipEndless(name, file, n)
 	}
 	file.more = true
 	return nil
+}
+
+// skipEndless passes over n bytes without the end of a line, and the hole of the file
+// behind them. No shim writes lines this long.
+func (s *spool) skipEndless(name string, file *spoolFile, n int) {
+	if !file.endless {
+		s.lose("torn_line", "an endless line in "+name, 1)
+		file.endless = true
+	}
+	file.pos.Offset += int64(n)
+	// A file can say that it has a terabyte of zeros (lseek(2), SEEK_DATA).
+	if data, err := unix.Seek(int(file.f.Fd()), file.pos.Offset, unix.SEEK_DATA); err == nil {
+		file.pos.Offset = data
+	} else if st, errStat := file.f.Stat(); err == unix.ENXIO && errStat == nil {
+		file.pos.Offset = st.Size()
+	}
+}
+
+// takeLines brings whole lines, which stand at the file's position, into the journal.
+// The position moves behind those that it has.
+func (s *spool) takeLines(name string, file *spoolFile, lines []byte) error {
+	var batch []arrival
+	taken := 0
+	w := file.witness(time.Now())
+	for at := 0; at < len(lines); {
+		length := bytes.IndexByte(lines[at:], '\n')
+		line := lines[at : at+length]
+		if file.endless { // its end, and perhaps a record behind it
+			line = line[max(bytes.LastIndex(line, []byte(record.Marker)), 0):]
+			if !bytes.HasPrefix(line, []byte(record.Marker)) {
+				line = nil
+			}
+			file.endless = false
+		}
+		if r := s.decode(name, line, file); r != nil {
+			share := s.a.stamp(r, w)
+			batch = append(batch, arrival{r: r, share: share, limiter: s.a.intake.calls, size: length, from: sender{pid: int32(r.Invocation.PID), byFile: true}})
+		}
+		at += length + 1
+		if len(batch) == spoolBatch || at == len(lines) {
+			if err := s.takeBatch(batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+			file.pos.Offset += int64(at - taken)
+			taken = at
+		}
+	}
+	return nil
+}
+
+// takeBatch brings records into the journal, and has the ends of those that it took
+// watched for.
+func (s *spool) takeBatch(batch []arrival) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	err := s.a.intake.take(batch)
+	for i := range batch {
+		if b := &batch[i]; b.verdict == journalled {
+			s.a.intake.count(func(c *Counts) { c.Spooled++ })
+			s.watch(slim(b.r, b.size), b.share)
+		}
+	}
+	return err
 }
 
 // decode reads one line. A line with a torn record before a whole one gives the
