@@ -234,14 +234,18 @@ func formatBytes(n int64) string {
 	return strconv.FormatInt(n, 10) + "GiB"
 }
 
+// maxDuration bounds what a parameter may make a sink wait: more is a slip, and would
+// leave records lying for days.
+const maxDuration = time.Hour
+
 // Duration is the value of a parameter that is a time: 200ms, 5s, 1m.
 func (t *Target) Duration(name string, missing time.Duration) time.Duration {
 	if !t.query.Has(name) {
 		return missing
 	}
 	d, err := time.ParseDuration(t.query.Get(name))
-	if err != nil || d <= 0 {
-		t.fail(name, "a duration such as 200ms, 5s or 1m")
+	if err != nil || d <= 0 || d > maxDuration {
+		t.fail(name, "a duration such as 200ms, 5s or 1m, and no more than 1h")
 	}
 	return d
 }

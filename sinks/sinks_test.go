@@ -110,6 +110,7 @@ func TestOpen(t *testing.T) {
 		{"file:///tmp/x?fsync=maybe", "parameter fsync: want true or false"},
 		{"file:///tmp/x?mode=rw", "parameter mode: want permissions in octal"},
 		{"file:///tmp/x?timeout=5", "parameter timeout: want a duration such as"},
+		{"file:///tmp/x?timeout=999999h", "no more than 1h"},
 		{"file:///tmp/x?batch_records=0", "parameter batch_records: want a number from 1"},
 		{"file:///tmp/x?%zz=1", "cannot be read"},
 		{"file://tmp/x.jsonl", "behind three slashes"},

@@ -64,7 +64,7 @@ func open(_ context.Context, t *sinks.Target) (sinks.Sink, error) {
 	switch {
 	case u.Opaque != "" || u.Host == "" && (u.Path == "" || u.Path == "/"):
 		return nil, errors.New("want a host, as in fluent://host:24224, or the path of a unix socket, as in fluent:///var/run/fluent.sock")
-	case u.User != nil:
+	case u.User != nil, u.Host == "" && strings.Contains(u.Path, "@"): // fluent:/user:password@host
 		return nil, errors.New("user and password (and shared_key) are not supported by the client library: use the receiver's unix socket, or TLS on a network that only runners reach")
 	case u.Host == "":
 		s.config.FluentNetwork, s.config.FluentSocketPath = "unix", filepath.Clean(u.Path)

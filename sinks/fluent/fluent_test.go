@@ -352,6 +352,7 @@ func TestBadURLs(t *testing.T) {
 		{"fluent://host:99999", "port"},
 		{"fluent://host/tag", "tag="},
 		{"fluent://user:hunter2@host", "not supported"},
+		{"fluent:/user:hunter2@host", "not supported"},
 		{"fluent:///run/f.sock?tls=true", "needs none"},
 		{"fluent://host?tag=a{b}", "known: {host}"},
 		{"fluent://host?tag=a{kind", "unknown place"},
