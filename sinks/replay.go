@@ -181,15 +181,11 @@ func replayTaken(ctx context.Context, path string, s Sink, o ReplayOptions) (r R
 	unreadable := int64(0)
 	for line := range bytes.Lines(b) {
 		line = bytes.TrimSuffix(line, []byte("\n"))
-		var q Quarantined
-		var known struct {
-			ID   string
-			Kind record.Kind
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
 		}
-		if json.Unmarshal(line, &q) != nil || json.Unmarshal(q.Record, &known) != nil || known.ID == "" {
-			if len(bytes.TrimSpace(line)) == 0 {
-				continue
-			}
+		q, e, ok := parseQuarantined(line)
+		if !ok {
 			// A person may make something of it.
 			unreadable++
 			if err := back.addLine(bytes.Clone(line)); err != nil {
@@ -201,7 +197,7 @@ func replayTaken(ctx context.Context, path string, s Sink, o ReplayOptions) (r R
 			back.sink = q.Sink
 		}
 		lines = append(lines, line)
-		entries = append(entries, Entry{ID: known.ID, Kind: known.Kind, Line: q.Record})
+		entries = append(entries, e)
 	}
 	at := 0
 	r, err = Replay(ctx, func() (Entry, error) {
@@ -221,6 +217,45 @@ func replayTaken(ctx context.Context, path string, s Sink, o ReplayOptions) (r R
 		return r, err
 	}
 	return r, os.Remove(taken)
+}
+
+// parseQuarantined reads one line of a quarantine file.
+func parseQuarantined(line []byte) (q Quarantined, e Entry, ok bool) {
+	var known struct {
+		ID   string
+		Kind record.Kind
+	}
+	if json.Unmarshal(line, &q) != nil || json.Unmarshal(q.Record, &known) != nil || known.ID == "" {
+		return q, e, false
+	}
+	return q, Entry{ID: known.ID, Kind: known.Kind, Line: q.Record}, true
+}
+
+// Held calls each for every record that ReplayQuarantine would send from path now, with
+// the reason why it was refused. unreadable counts the lines that hold no record. Nothing
+// is changed.
+func Held(path string, each func(e Entry, reason string) error) (unreadable int64, err error) {
+	for _, name := range []string{path + ".replay", path} {
+		b, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return unreadable, fmt.Errorf("read a quarantine: %w", err)
+		}
+		for line := range bytes.Lines(b) {
+			q, e, ok := parseQuarantined(line)
+			switch {
+			case ok:
+				if err := each(e, q.Reason); err != nil {
+					return unreadable, err
+				}
+			case len(bytes.TrimSpace(line)) > 0:
+				unreadable++
+			}
+		}
+	}
+	return unreadable, nil
 }
 
 // rewrite replaces a file's lines in one step.

@@ -131,6 +131,11 @@ func TestReplayGoesOnWhereItStopped(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	fill(t, path, "f") // an agent adds to it meanwhile
+	var held []string
+	if _, err := Held(path, func(e Entry, _ string) error { held = append(held, e.ID); return nil }); err != nil {
+		t.Error(err)
+	}
+	equal(t, held, []string{"e", "b", "f"})
 	s.away = nil
 	r, err = ReplayQuarantine(t.Context(), path, s, o)
 	if err != nil || r != (Replayed{Delivered: 2, Refused: 1}) {

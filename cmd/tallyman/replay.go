@@ -33,6 +33,7 @@ added for example, the records are taken and leave the quarantine; what is refus
 again stays, with the new reason.
 
 Examples:
+  tallyman replay --quarantine --dry-run
   tallyman replay --quarantine
   tallyman replay --quarantine --file /node/.quarantine/pod-1-pubsub.jsonl --to pubsub://acme/docker
   tallyman replay --since 2026-03-01 --until 2026-03-02 --to pubsub://acme/docker`,
@@ -43,6 +44,7 @@ Examples:
 			&cli.StringFlag{Name: "until", Category: what, EnvVars: []string{"TALLYMAN_REPLAY_UNTIL"}, Usage: "and before `TIME`"},
 			&cli.StringFlag{Name: "to", Category: where, EnvVars: []string{"TALLYMAN_REPLAY_TO"}, Usage: "a sink's `URL`; without it, the sinks of the configuration"},
 			&cli.DurationFlag{Name: "patience", Category: where, EnvVars: []string{"TALLYMAN_REPLAY_PATIENCE"}, Value: time.Minute, Usage: "give up on a sink that takes nothing for this `LONG`"},
+			&cli.BoolFlag{Name: "dry-run", Category: where, EnvVars: []string{"TALLYMAN_REPLAY_DRY_RUN"}, Usage: "say what would be sent, and send nothing"},
 		}, placeFlags()...),
 		Action: p.replay,
 	}
@@ -88,12 +90,19 @@ func (p *program) replay(c *cli.Context) error {
 	var errs []error
 	for _, url := range urls {
 		// One sink that is away must not keep the others from theirs.
-		err := p.replayTo(c, url, func(t *sinks.Target, s sinks.Sink) (sinks.Replayed, error) {
+		replayTo := p.replayTo
+		if c.Bool("dry-run") {
+			replayTo = p.rehearse
+		}
+		err := replayTo(c, url, func(t *sinks.Target, s sinks.Sink) (sinks.Replayed, error) {
 			o := sinks.ReplayOptions{MaxRecords: t.Pump.MaxRecords, MaxBytes: t.Pump.MaxBytes, Timeout: t.Pump.Timeout, Patience: c.Duration("patience")}
 			if quarantine {
 				path := c.String("file")
 				if path == "" {
 					path = filepath.Join(cfg.Journal(), "quarantine", t.Pump.Name+".jsonl")
+				}
+				if r, ok := s.(*rehearsal); ok {
+					return r.quarantine(c.Context, path)
 				}
 				return sinks.ReplayQuarantine(c.Context, path, s, o)
 			}
