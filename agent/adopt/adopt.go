@@ -49,8 +49,6 @@ const (
 	ownDir        = "own"
 	// maxCursor bounds a cursor file, which is a line of JSON.
 	maxCursor = 64 << 10
-	// maxQuarantine bounds one file of a dead runner's quarantine; see sinks.PumpOptions.
-	maxQuarantine = 64 << 20
 	// quarantineBytes is what all that was refused may take, of all runners.
 	quarantineBytes = 1 << 30
 )
@@ -613,7 +611,11 @@ func inherit(dead, own string) error {
 		return err
 	}
 	defer root.Close()
-	err = eachFile(root, "cursors", maxCursor, func(name string, b []byte) error {
+	err = eachFile(root, "cursors", func(name string, f *os.File, _ int64) error {
+		b, err := io.ReadAll(io.LimitReader(f, maxCursor+1))
+		if err != nil || len(b) > maxCursor {
+			return nil // none of ours: its sink begins anew
+		}
 		return os.WriteFile(filepath.Join(temp, "cursors", name), b, 0o600)
 	})
 	if err != nil {
@@ -623,33 +625,36 @@ func inherit(dead, own string) error {
 	return os.Rename(temp, own)
 }
 
-// eachFile reads the regular files of a folder that are not larger than most. Others
-// are passed over: nothing of ours looks like that.
-func eachFile(root *os.Root, dir string, most int64, do func(name string, b []byte) error) error {
-	f, err := root.Open(dir)
+// eachFile opens the regular files of a folder. Others are passed over: nothing of ours
+// looks like that.
+func eachFile(root *os.Root, dir string, do func(name string, f *os.File, size int64) error) error {
+	folder, err := root.Open(dir)
 	if err != nil {
 		return nil // there is none
 	}
-	defer f.Close()
-	entries, err := f.ReadDir(-1)
+	defer folder.Close()
+	entries, err := folder.ReadDir(-1)
 	if err != nil {
 		return nil // no folder
+	}
+	open := func(name string) error {
+		// Non-blocking, because it may be a FIFO by now.
+		f, err := root.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil || !st.Mode().IsRegular() {
+			return nil
+		}
+		return do(name, f, st.Size())
 	}
 	for _, e := range entries {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		// Non-blocking, because it may be a FIFO by now.
-		file, err := root.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			continue
-		}
-		b, err := io.ReadAll(io.LimitReader(file, most+1))
-		_ = file.Close() // only read
-		if err != nil || int64(len(b)) > most {
-			continue
-		}
-		if err := do(e.Name(), b); err != nil {
+		if err := open(e.Name()); err != nil {
 			return err
 		}
 	}
@@ -674,16 +679,16 @@ func (a *Adopter) room() int64 {
 // keepDead takes the quarantine of the runner's agent out of its journal, file by file,
 // to where it outlives the journal.
 func (w *adoption) keepDead(dead string, j *journal.Journal) error {
-	return eachQuarantine(dead, func(root *os.Root, name, sink string, b []byte) error {
+	return eachQuarantine(dead, func(root *os.Root, name, sink string, f *os.File, size int64) error {
 		var err error
-		if room := w.a.room(); int64(len(b)) > room {
-			n := int64(bytes.Count(b, []byte{'\n'}))
+		if room := w.a.room(); size > room {
+			n := lines(io.LimitReader(f, w.a.o.QuarantineBytes)) // a sparse file may say that it has any size
 			w.unkept += n
 			w.lost(record.Loss{Cause: "quarantine_full", Count: n, Source: sink, To: w.a.o.Now(),
 				Detail: fmt.Sprintf("refused by the sink while the runner lived, and not kept: the adopter's quarantine has room for %d bytes (send again or remove what is in %s)", room, filepath.Join(w.a.o.Dir, quarantineDir))})
 			err = w.append(j)
 		} else {
-			err = w.keep(sink, b)
+			err = w.keep(sink, f)
 		}
 		if err != nil {
 			return err
@@ -692,25 +697,51 @@ func (w *adoption) keepDead(dead string, j *journal.Journal) error {
 	})
 }
 
-// keepOwn does the same with what sinks refused of the adopter, which bounds itself.
-func (w *adoption) keepOwn(own string) error {
-	return eachQuarantine(own, func(_ *os.Root, _, sink string, b []byte) error { return w.keep(sink, b) })
+// lines counts the lines that r gives before its end or an error.
+func lines(r io.Reader) (n int64) {
+	buf := make([]byte, 64<<10)
+	for {
+		got, err := r.Read(buf)
+		n += int64(bytes.Count(buf[:got], []byte{'\n'}))
+		if err != nil {
+			return n
+		}
+	}
 }
 
-// keep writes what a sink refused to the adopter's quarantine.
-func (w *adoption) keep(sink string, b []byte) error {
+// keepOwn does the same with what sinks refused of the adopter, which bounds itself.
+func (w *adoption) keepOwn(own string) error {
+	return eachQuarantine(own, func(_ *os.Root, _, sink string, f *os.File, _ int64) error { return w.keep(sink, f) })
+}
+
+// keep writes what a sink refused to the adopter's quarantine: all of it, or nothing.
+func (w *adoption) keep(sink string, refused *os.File) error {
 	to := filepath.Join(w.a.o.Dir, quarantineDir, w.name+"-"+sink+".jsonl")
 	w.log.Warn("sinks refused records of this journal; tallyman replay sends them again", "quarantine", to)
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(to, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
+	defer f.Close()
+	before, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(f, refused)
+	if err == nil && n > 0 {
+		var last [1]byte
+		if _, err = f.ReadAt(last[:], before+n-1); err == nil && last[0] != '\n' {
+			_, err = f.WriteString("\n") // torn; the next line must not follow on it
+		}
+	}
+	if err = errors.Join(err, f.Sync()); err != nil {
+		return errors.Join(err, f.Truncate(before)) // or the next attempt would add it twice
+	}
+	return nil
 }
 
-// eachQuarantine reads the quarantine files of a journal's folder, in whole lines.
-func eachQuarantine(dir string, do func(root *os.Root, name, sink string, b []byte) error) error {
+// eachQuarantine opens the quarantine files of a journal's folder.
+func eachQuarantine(dir string, do func(root *os.Root, name, sink string, f *os.File, size int64) error) error {
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -719,15 +750,12 @@ func eachQuarantine(dir string, do func(root *os.Root, name, sink string, b []by
 		return err
 	}
 	defer root.Close()
-	return eachFile(root, "quarantine", maxQuarantine, func(name string, b []byte) error {
+	return eachFile(root, "quarantine", func(name string, f *os.File, size int64) error {
 		// Not the locks beside it. A replay that was killed left what it had in hand.
 		sink, ok := strings.CutSuffix(strings.TrimSuffix(name, ".replay"), ".jsonl")
-		if len(b) == 0 || !ok {
+		if size == 0 || !ok {
 			return nil
 		}
-		if b[len(b)-1] != '\n' {
-			b = append(b, '\n') // torn; the next line must not follow on it
-		}
-		return do(root, name, sink, b)
+		return do(root, name, sink, f, size)
 	})
 }

@@ -422,6 +422,25 @@ func TestWhatSinksRefusedOutlivesTheJournal(t *testing.T) {
 	}
 }
 
+// An agent's quarantine ends at 64 MiB; what a replay brings back comes on top of that.
+func TestAQuarantineLargerThanAnAgentMakes(t *testing.T) {
+	n := newNode(t)
+	n.dead("pod", "a")
+	dir := filepath.Join(n.dir, "pod", "journal", "quarantine")
+	refused := bytes.Repeat(append(bytes.Repeat([]byte("x"), 1<<20-1), '\n'), 70)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "old.jsonl"), refused, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	st := n.adopt(Options{}, adopted(1))
+	left := n.left()
+	if len(left) != 1 || st.Unkept != 0 {
+		t.Fatalf("left %v, %+v", left, st.Counts)
+	}
+	if b, err := os.ReadFile(filepath.Join(n.dir, left[0])); err != nil || !bytes.Equal(b, refused) {
+		t.Errorf("%d bytes of %d are kept, %v", len(b), len(refused), err)
+	}
+}
+
 // What sinks refused of all runners has one bound. Beyond it nothing is kept, and loss
 // records say so.
 func TestAllThatWasRefusedIsBounded(t *testing.T) {
