@@ -20,6 +20,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/blame"
 	"github.com/tallyman-ci/tallyman/desk/importer"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/report"
@@ -44,7 +45,7 @@ Examples:
   tallyman-desk blame --csv requests.csv --status 401 --timezone Europe/Berlin records.jsonl
   tallyman-desk blame --csv requests.csv --by image --egress 'pool-a-*=192.0.2.7' records.jsonl`,
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "csv", Required: true, Usage: "requests in `FILE` (CSV, gzip or not; - is standard input); may be repeated"},
+			&cli.StringSliceFlag{Name: "csv", Usage: "the requests in `FILE` (CSV, gzip or not; - is standard input); may be repeated"},
 			&cli.StringSliceFlag{Name: "status", Usage: "only requests answered with `CODE`, such as 401 or 4xx; may be repeated"},
 			&cli.BoolFlag{Name: "all", Usage: "also requests with an account, and those that are no git traffic"},
 			&cli.StringFlag{Name: "by", Value: string(blame.ByJob), Usage: "one candidate is one `LEVEL`: " + strings.Join(levels, ", ")},
@@ -100,39 +101,42 @@ type rowCounts struct {
 
 func newInquiry(c *cli.Context) (*inquiry, error) {
 	x := &inquiry{c: c, requests: blame.NewRequests(), builds: blame.NewBuilds()}
+	if len(c.StringSlice("csv")) == 0 {
+		return nil, commandline.BadUsage(c, "blame wants --csv FILE, the requests to explain")
+	}
 	if !c.Args().Present() {
-		return nil, errors.New("blame wants the journals of the runners: folders or files of records")
+		return nil, commandline.BadUsage(c, "blame wants the journals of the runners: folders or files of records")
 	}
 	if f := c.String("format"); f != "table" && f != "json" {
-		return nil, fmt.Errorf("--format is table or json, not %s", strconv.Quote(f))
+		return nil, commandline.BadUsage(c, "--format is table or json, not %s", strconv.Quote(f))
 	}
 	if l := blame.Level(c.String("by")); !slices.Contains(blame.Levels(), l) {
-		return nil, fmt.Errorf("--by wants one of %v, not %s", blame.Levels(), strconv.Quote(string(l)))
+		return nil, commandline.BadUsage(c, "--by wants one of %v, not %s", blame.Levels(), strconv.Quote(string(l)))
 	}
 	if c.Int("top") < 1 || c.Int("resamples") < 20 || c.Int("placebos") < 3 {
-		return nil, errors.New("--top wants at least 1, --resamples at least 20 and --placebos at least 3")
+		return nil, commandline.BadUsage(c, "--top wants at least 1, --resamples at least 20 and --placebos at least 3")
 	}
 	now := time.Now()
 	var err error
 	if x.from, err = report.ParseTime(c.String("from"), now); err != nil {
-		return nil, fmt.Errorf("--from: %w", err)
+		return nil, commandline.BadUsage(c, "--from: %v", err)
 	}
 	if x.to, err = report.ParseTime(c.String("to"), now); err != nil {
-		return nil, fmt.Errorf("--to: %w", err)
+		return nil, commandline.BadUsage(c, "--to: %v", err)
 	}
 	if !x.from.IsZero() && !x.to.IsZero() && !x.from.Before(x.to) {
-		return nil, errors.New("--from is not before --to")
+		return nil, commandline.BadUsage(c, "--from is not before --to")
 	}
 	if x.table, err = tableOptions(c, importer.GitHubCSV); err != nil {
 		return nil, err
 	}
 	if x.status, err = statusFilter(c.StringSlice("status")); err != nil {
-		return nil, err
+		return nil, commandline.BadUsage(c, "%v", err)
 	}
 	for _, rule := range c.StringSlice("egress") {
 		pattern, addr, ok := strings.Cut(rule, "=")
 		if _, err := filepath.Match(pattern, ""); !ok || err != nil || pattern == "" || addr == "" {
-			return nil, errors.New("--egress wants PATTERN=ADDRESS, such as pool-a-*=192.0.2.7")
+			return nil, commandline.BadUsage(c, "--egress wants PATTERN=ADDRESS, such as pool-a-*=192.0.2.7")
 		}
 		x.egress = append(x.egress, egressRule{pattern, addr})
 	}

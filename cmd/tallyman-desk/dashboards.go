@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -9,6 +8,7 @@ import (
 	"github.com/tallyman-ci/tallyman/desk/dashboards"
 	"github.com/tallyman-ci/tallyman/desk/dataset"
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 )
 
 func dashboardsCommand() *cli.Command {
@@ -32,7 +32,7 @@ Examples:
 				Action: func(c *cli.Context) error {
 					project, name := c.String("project"), c.String("dataset")
 					if (project == "") != (name == "") {
-						return errors.New("give --project and --dataset, or neither: then the dashboard asks for them")
+						return commandline.BadUsage(c, "give --project and --dataset, or neither: then the dashboard asks for them")
 					}
 					if project != "" {
 						if _, err := dataset.Parse("bigquery://" + project + "/" + name); err != nil {
@@ -40,7 +40,7 @@ Examples:
 						}
 					}
 					if c.NArg() > 0 {
-						return fmt.Errorf("unexpected argument %q", c.Args().First())
+						return commandline.BadUsage(c, "unexpected argument %q", c.Args().First())
 					}
 					text, err := dashboards.Grafana(panels.All(), project, name)
 					if err != nil {
@@ -59,7 +59,7 @@ Examples:
 				Action: func(c *cli.Context) error {
 					project, name, billing := c.String("project"), c.String("dataset"), c.String("billing-project")
 					if project == "" || name == "" {
-						return errors.New("looker wants --project and --dataset")
+						return commandline.BadUsage(c, "looker wants --project and --dataset")
 					}
 					address := "bigquery://" + project + "/" + name
 					if billing != "" {
@@ -69,7 +69,7 @@ Examples:
 						return err
 					}
 					if c.NArg() > 0 {
-						return fmt.Errorf("unexpected argument %q", c.Args().First())
+						return commandline.BadUsage(c, "unexpected argument %q", c.Args().First())
 					}
 					for _, l := range dashboards.Looker(panels.All(), project, name, billing) {
 						if _, err := fmt.Fprintf(c.App.Writer, "%s (%s)\n  %s\n", l.Title, l.View, l.URL); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/desk/importer"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/journal"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
@@ -90,7 +91,7 @@ const maxShown = 20
 // startImport opens the places of output.
 func startImport(c *cli.Context) (*intake, func() error, error) {
 	if !c.Args().Present() {
-		return nil, nil, fmt.Errorf("import %s wants a file (- is standard input)", c.Command.Name)
+		return nil, nil, commandline.BadUsage(c, "import %s wants a file (- is standard input)", c.Command.Name)
 	}
 	in := &intake{c: c, say: c.App.ErrWriter}
 	if c.Bool("quiet") {
@@ -167,7 +168,7 @@ func importTables(c *cli.Context, format importer.Format) (err error) {
 			return err
 		}
 	} else if len(c.StringSlice("token")) > 0 {
-		return errors.New("--token needs --records: without jobs nothing is joined")
+		return commandline.BadUsage(c, "--token needs --records: without jobs nothing is joined")
 	}
 	in, closeAll, err := startImport(c)
 	if err != nil {
@@ -229,12 +230,12 @@ func tableOptions(c *cli.Context, format importer.Format) (o importer.Options, e
 	for _, pair := range pairs {
 		field, heading, ok := strings.Cut(pair, "=")
 		if !ok || !slices.Contains(importer.Fields(), field) {
-			return o, fmt.Errorf("--%s wants FIELD=HEADING with a field of: %s", map[bool]string{true: "column", false: "map"}[format == importer.GitHubCSV || format == importer.DockerHubCSV], strings.Join(importer.Fields(), " "))
+			return o, commandline.BadUsage(c, "--%s wants FIELD=HEADING with a field of: %s", map[bool]string{true: "column", false: "map"}[format == importer.GitHubCSV || format == importer.DockerHubCSV], strings.Join(importer.Fields(), " "))
 		}
 		o.Columns[field] = heading
 	}
 	if o.Location, err = time.LoadLocation(c.String("timezone")); err != nil {
-		return o, fmt.Errorf("--timezone: %w", err)
+		return o, commandline.BadUsage(c, "--timezone: %v", err)
 	}
 	switch d := c.String("delimiter"); {
 	case d == "":
@@ -243,7 +244,7 @@ func tableOptions(c *cli.Context, format importer.Format) (o importer.Options, e
 	case utf8.RuneCountInString(d) == 1 && !strings.ContainsAny(d, "\"\r\n"):
 		o.Delimiter, _ = utf8.DecodeRuneInString(d)
 	default:
-		return o, errors.New("--delimiter wants one character, which is neither a quote nor a line's end")
+		return o, commandline.BadUsage(c, "--delimiter wants one character, which is neither a quote nor a line's end")
 	}
 	return o, nil
 }
@@ -254,7 +255,7 @@ func readJobs(c *cli.Context, paths []string) (*importer.Join, error) {
 	for _, pair := range c.StringSlice("token") {
 		name, pattern, ok := strings.Cut(pair, "=")
 		if _, err := filepath.Match(pattern, ""); !ok || name == "" || err != nil {
-			return nil, errors.New("--token wants NAME=PATTERN, such as ci-shop=acme/shop*")
+			return nil, commandline.BadUsage(c, "--token wants NAME=PATTERN, such as ci-shop=acme/shop*")
 		}
 		join.Tokens[name] = append(join.Tokens[name], pattern)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/tallyman-ci/tallyman/desk/page"
 	"github.com/tallyman-ci/tallyman/desk/panels"
 	"github.com/tallyman-ci/tallyman/desk/ranking"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -48,7 +49,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	}
 	name := c.String("html")
 	if name == "" && !c.Bool("dry-run") {
-		return errors.New("--from wants --html FILE (- is standard output), or --dry-run")
+		return commandline.BadUsage(c, "--from wants --html FILE (- is standard output), or --dry-run")
 	}
 	if name != "" && name != "-" {
 		if err := mayWrite(name, c.Bool("force")); err != nil {
@@ -60,11 +61,11 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 	atOnce := 1 // DuckDB uses all cores for one query
 	if from := c.String("from"); from != "" {
 		if c.NArg() > 0 {
-			return fmt.Errorf("--from asks BigQuery; %s cannot be read at the same time", report.Safe(c.Args().First()))
+			return commandline.BadUsage(c, "--from asks BigQuery; %s cannot be read at the same time", report.Safe(c.Args().First()))
 		}
 		for _, flag := range storeFlags() {
 			if name := flag.Names()[0]; c.IsSet(name) {
-				return fmt.Errorf("--%s is for journals, and --from asks BigQuery%s", name, map[string]string{"owners": " (tallyman bq owners fills its table of owners)"}[name])
+				return commandline.BadUsage(c, "--%s is for journals, and --from asks BigQuery%s", name, map[string]string{"owners": " (tallyman bq owners fills its table of owners)"}[name])
 			}
 		}
 		d, err := openDataset(c, from, &f)
@@ -78,7 +79,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 		src, sources, atOnce = d, []string{from}, 4
 	} else {
 		if c.Bool("dry-run") {
-			return errors.New("--dry-run is for --from: journals cost nothing")
+			return commandline.BadUsage(c, "--dry-run is for --from: journals cost nothing")
 		}
 		var closeSource func() error
 		src, closeSource, err = open(c.Context, c.Args().Slice())
@@ -111,12 +112,12 @@ func pictureFilter(c *cli.Context, now time.Time) (panels.Filter, error) {
 	for flag, field := range map[string]*time.Time{"since": &f.From, "until": &f.To} {
 		t, err := report.ParseTime(c.String(flag), now)
 		if err != nil {
-			return f, fmt.Errorf("--%s: %w", flag, err)
+			return f, commandline.BadUsage(c, "--%s: %v", flag, err)
 		}
 		*field = t
 	}
 	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
-		return f, errors.New("the time range is empty: --since is not before --until")
+		return f, commandline.BadUsage(c, "the time range is empty: --since is not before --until")
 	}
 	return f, nil
 }
@@ -139,7 +140,7 @@ func openDataset(c *cli.Context, from string, f *panels.Filter) (*dataset.Datase
 	}
 	limit := c.Int64("max-bytes")
 	if limit <= 0 {
-		return nil, errors.New("--max-bytes wants a positive number")
+		return nil, commandline.BadUsage(c, "--max-bytes wants a positive number")
 	}
 	d, err := dataset.Open(c.Context, place, limit, datasetOptions...)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/tallyman-ci/tallyman/bq"
 	"github.com/tallyman-ci/tallyman/desk/panels"
 	"github.com/tallyman-ci/tallyman/desk/store"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -39,10 +40,10 @@ func storeFlags() []cli.Flag {
 func openStore(c *cli.Context, paths []string, follow bool) (*store.Store, error) {
 	name := c.String("database")
 	if len(paths) == 0 && name == "" {
-		return nil, fmt.Errorf("%s wants a journal: a folder such as /var/lib/tallyman, or a file of records", c.Command.Name)
+		return nil, commandline.BadUsage(c, "%s wants a journal: a folder such as /var/lib/tallyman, or a file of records", c.Command.Name)
 	}
 	if c.Int64("memory") < 64 {
-		return nil, errors.New("--memory wants 64 MiB or more")
+		return nil, commandline.BadUsage(c, "--memory wants 64 MiB or more")
 	}
 	o := store.Options{Memory: c.Int64("memory") << 20, Threads: c.Int("threads"), Stdin: c.App.Reader, Database: name, Follow: follow}
 	if name := c.String("owners"); name != "" {
@@ -115,14 +116,14 @@ func query(c *cli.Context) (err error) {
 	}
 	form, ok := map[string]func(io.Writer) writer{"table": newTable, "csv": newCSV, "json": newJSON}[c.String("format")]
 	if !ok {
-		return fmt.Errorf("--format %s is not known: table, csv or json", report.Safe(c.String("format")))
+		return commandline.BadUsage(c, "--format %s is not known: table, csv or json", report.Safe(c.String("format")))
 	}
 	sql, paths := c.Args().First(), c.Args().Tail()
 	if sql != "-" && statement(sql) == "" {
-		return errors.New("query wants SQL: tallyman-desk query 'SELECT ...' JOURNAL")
+		return commandline.BadUsage(c, "query wants SQL: tallyman-desk query 'SELECT ...' JOURNAL")
 	}
 	if sql == "-" && slices.Contains(paths, "-") {
-		return errors.New("standard input holds the questions or the records, not both")
+		return commandline.BadUsage(c, "standard input holds the questions or the records, not both")
 	}
 	s, err := openStore(c, paths, false)
 	if err != nil {

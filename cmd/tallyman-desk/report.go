@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 )
 
 func reportCommand() *cli.Command {
@@ -26,7 +26,7 @@ func reportCommand() *cli.Command {
 		}, append(pictureFlags(), storeFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if !pictured(c) {
-				return errors.New("report wants --html FILE (- is standard output)")
+				return commandline.BadUsage(c, "report wants --html FILE (- is standard output)")
 			}
 			return picture(c, func(_ context.Context, paths []string) (panels.Stream, func() error, error) {
 				s, err := openStore(c, paths, false)

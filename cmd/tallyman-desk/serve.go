@@ -16,6 +16,7 @@ import (
 	"github.com/tallyman-ci/tallyman/desk/ranking"
 	"github.com/tallyman-ci/tallyman/desk/serve"
 	"github.com/tallyman-ci/tallyman/desk/store"
+	"github.com/tallyman-ci/tallyman/internal/commandline"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -41,13 +42,13 @@ Examples:
 
 func serveLive(c *cli.Context) (err error) {
 	if !c.Args().Present() && c.String("database") == "" {
-		return errors.New("serve wants a journal: tallyman-desk serve /var/log/tallyman")
+		return commandline.BadUsage(c, "serve wants a journal: tallyman-desk serve /var/log/tallyman")
 	}
 	if slices.Contains(c.Args().Slice(), "-") {
-		return errors.New("serve reads journals again and again, and standard input only once")
+		return commandline.BadUsage(c, "serve reads journals again and again, and standard input only once")
 	}
 	if c.Duration("every") < time.Second {
-		return errors.New("--every wants a second or more")
+		return commandline.BadUsage(c, "--every wants a second or more")
 	}
 	// The port first: who mistypes it shall not wait for a large journal.
 	l, err := serve.Listen(c.Context, c.String("listen"), c.Bool("allow-remote"))
