@@ -367,13 +367,13 @@ const startedVariable = "ACTIONS_RUNNER_HOOK_JOB_STARTED"
 func (x *examination) hooks() {
 	env, where := x.runnerEnvironment()
 	x.runnerPath(env["PATH"], where)
-	for _, h := range []struct{ name, variable string }{
-		{"hook job-started", startedVariable},
-		{"hook job-completed", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED"},
+	for _, h := range []struct{ name, variable, without string }{
+		{"hook job-started", startedVariable, "records are attributed by the callers' environment only, and no hook starts an agent"},
+		{"hook job-completed", "ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "at a job's end nothing is flushed to the sinks, and no summary is written"},
 	} {
 		path := env[h.variable]
 		if path == "" {
-			x.add(Warn, h.name, h.variable+" is not set in "+where+": records are attributed by the callers' environment only, and the agent is not started",
+			x.add(Warn, h.name, h.variable+" is not set in "+where+": "+h.without,
 				"set it to Tallyman's hook script in the image (ENV), the pod, or .env in the runner's folder")
 			continue
 		}
