@@ -522,7 +522,7 @@ func TestFaults(t *testing.T) {
 		}, "run_dir", doctor.Warn, "records are lost", "spool_on_disk"},
 		{"run_dir is on a disk by choice, and hooks start an agent", func(t *testing.T, root string, in *doctor.Input) {
 			onDisk(t, root, in, 1<<40)
-		}, "run_dir", doctor.OK, "is on overlayfs, 1024.0 GiB free", ""},
+		}, "run_dir", doctor.OK, "is on overlayfs, 1 TiB free", ""},
 		{"run_dir is on a disk by choice, and nothing starts an agent", func(t *testing.T, root string, in *doctor.Input) {
 			onDisk(t, root, in, 1<<40)
 			setenv(in, "ACTIONS_RUNNER_HOOK_JOB_STARTED", "")

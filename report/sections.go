@@ -3,6 +3,8 @@ package report
 import (
 	"fmt"
 	"strings"
+
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // section is one answer, as both the terminal and Markdown show it.
@@ -28,7 +30,7 @@ func words(head string) column  { return column{head: head, plain: true} }
 // line is the coverage as it stands beside each figure.
 func (c Coverage) line(what string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "coverage: %s of %s %s with a job", count(c.WithJob), count(c.Records), what)
+	fmt.Fprintf(&b, "coverage: %s of %s %s with a job", figures.Count(c.WithJob), figures.Count(c.Records), what)
 	if c.Records > 0 {
 		fmt.Fprintf(&b, "; sealed %s, environment %s, inferred %s, none %s",
 			share(c.Sealed, c.Records), share(c.Environment, c.Records), share(c.Inferred, c.Records), share(c.None, c.Records))
@@ -36,9 +38,9 @@ func (c Coverage) line(what string) string {
 	if n := c.Explained + c.Unattributed; n > 0 {
 		fmt.Fprintf(&b, "; unattributed %s", share(c.Unattributed, n))
 	}
-	fmt.Fprintf(&b, "; lost %s", count(c.Lost))
+	fmt.Fprintf(&b, "; lost %s", figures.Count(c.Lost))
 	if c.LostUnknown > 0 {
-		fmt.Fprintf(&b, " and %s of unknown size", plural(c.LostUnknown, "hole"))
+		fmt.Fprintf(&b, " and %s of unknown size", figures.Plural(c.LostUnknown, "hole"))
 	}
 	return b.String()
 }
@@ -50,9 +52,9 @@ func (r *Report) eventsCoverage() string { return r.Coverage.Events.line("events
 // number of failures means little.
 func (r *Report) exitCoverage() string {
 	t := r.Totals
-	s := fmt.Sprintf("exit code or signal known for %s of %s (%s)", count(t.ExitKnown), plural(t.Calls+t.EndsAlone, "call"), share(t.ExitKnown, t.Calls+t.EndsAlone))
+	s := fmt.Sprintf("exit code or signal known for %s of %s (%s)", figures.Count(t.ExitKnown), figures.Plural(t.Calls+t.EndsAlone, "call"), share(t.ExitKnown, t.Calls+t.EndsAlone))
 	if t.NoEnd > 0 {
-		s += fmt.Sprintf("; %s without an end: still running, or unknown", count(t.NoEnd))
+		s += fmt.Sprintf("; %s without an end: still running, or unknown", figures.Count(t.NoEnd))
 	}
 	return s
 }
@@ -60,10 +62,10 @@ func (r *Report) exitCoverage() string {
 func tableNotes[T any](t Table[T], more ...string) []string {
 	var notes []string
 	if t.More > 0 {
-		notes = append(notes, fmt.Sprintf("and %s more", count(int64(t.More))))
+		notes = append(notes, fmt.Sprintf("and %s more", figures.Count(int64(t.More))))
 	}
 	if t.Slack > 0 {
-		notes = append(notes, fmt.Sprintf("more than %s different keys: rare ones are missing, figures may be up to %s too low", count(maxKeys), count(t.Slack)))
+		notes = append(notes, fmt.Sprintf("more than %s different keys: rare ones are missing, figures may be up to %s too low", figures.Count(maxKeys), figures.Count(t.Slack)))
 	}
 	return append(notes, more...)
 }
@@ -98,10 +100,10 @@ func (r *Report) totalsSection() section {
 	always := func(what string, n string) { s.rows = append(s.rows, []string{what, n}) }
 	add := func(what string, n int64) {
 		if n != 0 {
-			always(what, count(n))
+			always(what, figures.Count(n))
 		}
 	}
-	always("docker calls", count(t.Calls))
+	always("docker calls", figures.Count(t.Calls))
 	add("  failed", t.Failed)
 	add("  could not be executed", t.NotExecuted)
 	add("  without an end (still running, or unknown)", t.NoEnd)
@@ -113,8 +115,8 @@ func (r *Report) totalsSection() section {
 	add("calls outside any job (not counted above)", t.OutsideJob)
 	add("failed pulls", t.FailedPulls)
 	add("containers that could not start", t.CouldNotStart)
-	always("images pulled", count(t.ImagesPulled))
-	always("containers started", count(t.ContainersStarted))
+	always("images pulled", figures.Count(t.ImagesPulled))
+	always("containers started", figures.Count(t.ContainersStarted))
 	add("  by the runner itself (services, job containers)", t.ContainersRunner)
 	add("  failed", t.ContainersFailed)
 	add("  out of memory", t.ContainersOOM)
@@ -122,8 +124,8 @@ func (r *Report) totalsSection() section {
 	if t.ContainerDurationNS > 0 {
 		always("  run time", length(t.ContainerDurationNS))
 	}
-	always("workflow runs", count(t.Runs))
-	always("jobs", count(t.Jobs))
+	always("workflow runs", figures.Count(t.Runs))
+	always("jobs", figures.Count(t.Jobs))
 	s.notes = []string{r.callsCoverage(), r.eventsCoverage()}
 	if t.Calls+t.EndsAlone > 0 {
 		s.notes = append(s.notes, r.exitCoverage())
@@ -136,7 +138,7 @@ func (r *Report) usageSection(title string, t Table[Usage], depth int) section {
 	s.columns = append(s.columns, number("calls"), number("failed"), number("time"), number("pulls"), number("containers"))
 	for _, u := range t.Rows {
 		row := append([]string{u.Repository, u.Workflow, u.Job}[:depth+1:depth+1],
-			count(u.Calls), count(u.Failed), length(u.DurationNS), count(u.ImagesPulled), count(u.ContainersStarted))
+			figures.Count(u.Calls), figures.Count(u.Failed), length(u.DurationNS), figures.Count(u.ImagesPulled), figures.Count(u.ContainersStarted))
 		s.rows = append(s.rows, row)
 		s.bars = append(s.bars, u.Calls)
 	}
@@ -147,8 +149,8 @@ func (r *Report) usageSection(title string, t Table[Usage], depth int) section {
 func (r *Report) commandsSection() section {
 	s := section{title: "Commands", columns: []column{text("command"), number("calls"), number("failed"), number("no end"), number("time"), number("longest")}}
 	for _, c := range r.Commands.Rows {
-		s.rows = append(s.rows, []string{commandName(c.Tool, c.Command), count(c.Calls), count(c.Failed),
-			count(max(0, c.Calls-c.Ended)), length(c.DurationNS), length(c.LongestNS)})
+		s.rows = append(s.rows, []string{commandName(c.Tool, c.Command), figures.Count(c.Calls), figures.Count(c.Failed),
+			figures.Count(max(0, c.Calls-c.Ended)), length(c.DurationNS), length(c.LongestNS)})
 		s.bars = append(s.bars, c.Calls)
 	}
 	s.notes = tableNotes(r.Commands, r.callsCoverage())
@@ -162,7 +164,7 @@ func commandName(tool, command string) string {
 func (r *Report) failuresSection() section {
 	s := section{title: "Failed calls", columns: []column{text("command"), text("image"), words("exit code"), number("calls")}}
 	for _, f := range r.FailedCalls.Rows {
-		s.rows = append(s.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Calls)})
+		s.rows = append(s.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), figures.Count(f.Calls)})
 		s.bars = append(s.bars, f.Calls)
 	}
 	if r.Totals.ExitKnown > 0 {
@@ -176,7 +178,7 @@ func (r *Report) failedImagesSection(title, empty string, t Table[FailedImage], 
 	s := section{title: title, columns: []column{text("image"), text("repository"), text("workflow"), text("job"),
 		number("failures"), words("last exit"), words("last (UTC)")}}
 	for _, f := range t.Rows {
-		s.rows = append(s.rows, []string{familiar(f.Image), f.Repository, f.Workflow, f.Job, count(f.Failures), exit(f.ExitCode, f.Signal), stamp(f.Last)})
+		s.rows = append(s.rows, []string{familiar(f.Image), f.Repository, f.Workflow, f.Job, figures.Count(f.Failures), exit(f.ExitCode, f.Signal), stamp(f.Last)})
 		s.bars = append(s.bars, f.Failures)
 	}
 	if r.Totals.ExitKnown > 0 {
@@ -217,7 +219,7 @@ func (r *Report) longestSection() section {
 func (r *Report) imagesSection(title, what string, t Table[ImageCount], notes ...string) section {
 	s := section{title: title, columns: []column{text("image"), text("registry"), number(what)}}
 	for _, i := range t.Rows {
-		s.rows = append(s.rows, []string{familiar(i.Image), i.Registry, count(i.Count)})
+		s.rows = append(s.rows, []string{familiar(i.Image), i.Registry, figures.Count(i.Count)})
 		s.bars = append(s.bars, i.Count)
 	}
 	s.notes = tableNotes(t, notes...)
@@ -235,7 +237,7 @@ func (r *Report) registriesSection() section {
 		if g.Registry == "docker.io" {
 			hub = g.Pulled
 		}
-		s.rows = append(s.rows, []string{name, count(g.Pulled), count(g.Named), count(g.Failed)})
+		s.rows = append(s.rows, []string{name, figures.Count(g.Pulled), figures.Count(g.Named), figures.Count(g.Failed)})
 		s.bars = append(s.bars, g.Pulled)
 	}
 	pulled = r.Totals.ImagesPulled
@@ -251,7 +253,7 @@ func (r *Report) containersSection() section {
 	s := section{title: "Containers, by image", columns: []column{text("image"), number("started"), number("ended"), number("failed"),
 		number("stopped"), number("out of memory"), number("run time"), number("longest")}}
 	for _, c := range r.Containers.Rows {
-		s.rows = append(s.rows, []string{familiar(c.Image), count(c.Started), count(c.Ended), count(c.Failed), count(c.Stopped), count(c.OOM),
+		s.rows = append(s.rows, []string{familiar(c.Image), figures.Count(c.Started), figures.Count(c.Ended), figures.Count(c.Failed), figures.Count(c.Stopped), figures.Count(c.OOM),
 			length(c.DurationNS), length(c.LongestNS)})
 		s.bars = append(s.bars, c.Started)
 	}
@@ -266,7 +268,7 @@ func (r *Report) exitsSection() section {
 		if x.Stopped {
 			name += " (told to stop)"
 		}
-		s.rows = append(s.rows, []string{name, count(x.Containers)})
+		s.rows = append(s.rows, []string{name, figures.Count(x.Containers)})
 		s.bars = append(s.bars, x.Containers)
 	}
 	s.notes = tableNotes(r.ContainerExits, r.eventsCoverage())
@@ -280,7 +282,7 @@ func (r *Report) attributionSection() section {
 		return s
 	}
 	row := func(name string, calls, events int64) {
-		s.rows = append(s.rows, []string{name, count(calls), share(calls, c.Records), count(events), share(events, e.Records)})
+		s.rows = append(s.rows, []string{name, figures.Count(calls), share(calls, c.Records), figures.Count(events), share(events, e.Records)})
 	}
 	row("sealed by the job-started hook", c.Sealed, e.Sealed)
 	row("the caller's environment", c.Environment, e.Environment)
@@ -290,10 +292,10 @@ func (r *Report) attributionSection() section {
 		row("of these: the caller claimed another job", c.Disputed, e.Disputed)
 	}
 	if n := e.Explained + e.Unattributed; n > 0 {
-		s.rows = append(s.rows, []string{"unattributed: no recorded call explains it", "", "", count(e.Unattributed), share(e.Unattributed, n)})
+		s.rows = append(s.rows, []string{"unattributed: no recorded call explains it", "", "", figures.Count(e.Unattributed), share(e.Unattributed, n)})
 	}
 	if n := c.OutsideJob + e.OutsideJob; n > 0 {
-		s.rows = append(s.rows, []string{"outside any job (not counted)", count(c.OutsideJob), "", count(e.OutsideJob), ""})
+		s.rows = append(s.rows, []string{"outside any job (not counted)", figures.Count(c.OutsideJob), "", figures.Count(e.OutsideJob), ""})
 	}
 	if !r.Filter.empty() {
 		s.notes = append(s.notes, "of the whole time range: a record without a job cannot be filtered by job")
@@ -306,11 +308,11 @@ func (r *Report) lossesSection() section {
 	s := section{title: "Losses", empty: "no losses recorded", columns: []column{text("cause"), text("source"), number("holes"), number("records lost"),
 		words("from (UTC)"), words("to (UTC)"), text("detail")}}
 	for _, l := range r.Losses.Rows {
-		lost := count(l.Lost)
+		lost := figures.Count(l.Lost)
 		if l.Unknown > 0 {
 			lost = fmt.Sprintf("%s + %d x unknown", lost, l.Unknown)
 		}
-		s.rows = append(s.rows, []string{l.Cause, l.Source, count(l.Holes), lost, stamp(l.From), stamp(l.To), l.Detail})
+		s.rows = append(s.rows, []string{l.Cause, l.Source, figures.Count(l.Holes), lost, stamp(l.From), stamp(l.To), l.Detail})
 	}
 	s.notes = tableNotes(r.Losses)
 	return s
@@ -335,18 +337,18 @@ func (r *Report) heading() []string {
 	if f := r.Filter.words(); f != "" {
 		lines = append(lines, "only: "+f)
 	}
-	read := fmt.Sprintf("read: %s from %s", plural(r.Read.Records, "record"), strings.Join(r.Sources, ", "))
+	read := fmt.Sprintf("read: %s from %s", figures.Plural(r.Read.Records, "record"), strings.Join(r.Sources, ", "))
 	if r.Read.Duplicates > 0 {
-		read += fmt.Sprintf("; %s left out", plural(r.Read.Duplicates, "duplicate"))
+		read += fmt.Sprintf("; %s left out", figures.Plural(r.Read.Duplicates, "duplicate"))
 	}
 	if r.Read.Unreadable > 0 {
-		read += fmt.Sprintf("; %s unreadable", plural(r.Read.Unreadable, "line"))
+		read += fmt.Sprintf("; %s unreadable", figures.Plural(r.Read.Unreadable, "line"))
 	}
 	if r.Read.Torn > 0 {
-		read += fmt.Sprintf("; %s", plural(r.Read.Torn, "torn line"))
+		read += fmt.Sprintf("; %s", figures.Plural(r.Read.Torn, "torn line"))
 	}
 	if r.Read.Newer > 0 {
-		read += fmt.Sprintf("; %s written by a newer version, which may say more than is shown", count(r.Read.Newer))
+		read += fmt.Sprintf("; %s written by a newer version, which may say more than is shown", figures.Count(r.Read.Newer))
 	}
 	return append(lines, read)
 }
@@ -379,7 +381,7 @@ func (r *Report) nothing() string {
 		return ""
 	}
 	if r.Read.Records > 0 {
-		return fmt.Sprintf("No record in this time range and filter, of %s read.", plural(r.Read.Records, "record"))
+		return fmt.Sprintf("No record in this time range and filter, of %s read.", figures.Plural(r.Read.Records, "record"))
 	}
 	return "No record at all. Has docker been called since the installation? `tallyman doctor` tells what is wrong."
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // summaryRows is the number of rows of each table in a summary.
@@ -21,22 +23,22 @@ func Summary(w io.Writer, r *Report) error {
 	}
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "### Docker in this job\n\n")
-	parts := []string{plural(t.Calls, "docker call")}
+	parts := []string{figures.Plural(t.Calls, "docker call")}
 	if t.DurationNS > 0 {
 		parts[0] += " (" + length(t.DurationNS) + ")"
 	}
-	parts = append(parts, plural(t.ImagesPulled, "image")+" pulled", plural(t.ContainersStarted, "container")+" run")
+	parts = append(parts, figures.Plural(t.ImagesPulled, "image")+" pulled", figures.Plural(t.ContainersStarted, "container")+" run")
 	switch {
 	case t.Failed > 0:
-		parts = append(parts, fmt.Sprintf("**%s failed**", plural(t.Failed, "call")))
+		parts = append(parts, fmt.Sprintf("**%s failed**", figures.Plural(t.Failed, "call")))
 	case t.ExitKnown > 0:
 		parts = append(parts, "no call failed")
 	}
 	if t.ContainersFailed > 0 {
-		parts = append(parts, fmt.Sprintf("**%s failed**", plural(t.ContainersFailed, "container")))
+		parts = append(parts, fmt.Sprintf("**%s failed**", figures.Plural(t.ContainersFailed, "container")))
 	}
 	if t.ContainersOOM > 0 {
-		parts = append(parts, fmt.Sprintf("**%s out of memory**", plural(t.ContainersOOM, "container")))
+		parts = append(parts, fmt.Sprintf("**%s out of memory**", figures.Plural(t.ContainersOOM, "container")))
 	}
 	fmt.Fprintf(b, "%s.\n", note(strings.Join(parts, ", ")))
 
@@ -54,22 +56,22 @@ type sectionList []section
 func (r *Report) short() sectionList {
 	commands := section{title: "Calls by command", columns: []column{text("command"), number("calls"), number("failed"), number("time")}}
 	for _, c := range head(r.Commands.Rows) {
-		commands.rows = append(commands.rows, []string{commandName(c.Tool, c.Command), count(c.Calls), count(c.Failed), length(c.DurationNS)})
+		commands.rows = append(commands.rows, []string{commandName(c.Tool, c.Command), figures.Count(c.Calls), figures.Count(c.Failed), length(c.DurationNS)})
 	}
 	more(&commands, len(r.Commands.Rows)+r.Commands.More)
 	failed := section{title: "Failures", columns: []column{text("command"), text("image"), words("exit code"), number("times")}}
 	for _, f := range head(r.FailedCalls.Rows) {
-		failed.rows = append(failed.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), count(f.Calls)})
+		failed.rows = append(failed.rows, []string{commandName(f.Tool, f.Command), familiar(f.Image), exit(f.ExitCode, f.Signal), figures.Count(f.Calls)})
 	}
 	more(&failed, len(r.FailedCalls.Rows)+r.FailedCalls.More)
 	pulled := section{title: "Images pulled", columns: []column{text("image"), number("pulls")}}
 	for _, i := range head(r.ImagesPulled.Rows) {
-		pulled.rows = append(pulled.rows, []string{familiar(i.Image), count(i.Count)})
+		pulled.rows = append(pulled.rows, []string{familiar(i.Image), figures.Count(i.Count)})
 	}
 	more(&pulled, len(r.ImagesPulled.Rows)+r.ImagesPulled.More)
 	containers := section{title: "Containers", columns: []column{text("image"), number("run"), number("failed"), number("run time")}}
 	for _, c := range head(r.Containers.Rows) {
-		containers.rows = append(containers.rows, []string{familiar(c.Image), count(c.Started), count(c.Failed), length(c.DurationNS)})
+		containers.rows = append(containers.rows, []string{familiar(c.Image), figures.Count(c.Started), figures.Count(c.Failed), length(c.DurationNS)})
 	}
 	more(&containers, len(r.Containers.Rows)+r.Containers.More)
 	longest := section{title: "Longest calls", columns: []column{text("command"), text("images"), number("time")}}
@@ -83,7 +85,7 @@ func head[T any](rows []T) []T { return rows[:min(len(rows), summaryRows)] }
 
 func more(s *section, all int) {
 	if all > len(s.rows) {
-		s.notes = []string{fmt.Sprintf("and %s more", count(int64(all-len(s.rows))))}
+		s.notes = []string{fmt.Sprintf("and %s more", figures.Count(int64(all-len(s.rows))))}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // Safe returns s with everything that is not plainly visible written out: control
@@ -86,61 +88,16 @@ func codeSafe(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(" ._/:@-+=,", r)
 }
 
-// count writes 1234567 as 1,234,567.
-func count(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	head := ""
-	if n < 0 {
-		head, s = "-", s[1:]
-	}
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return head + s
-}
-
-// plural writes "1 call", "2 calls".
-func plural(n int64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return count(n) + " " + noun + "s"
-}
-
-// share writes part of whole in percent, and never 0 % or 100 % for what is not.
+// share writes part of whole in percent.
 func share(part, whole int64) string {
 	if whole <= 0 {
 		return "-"
 	}
-	switch p := (part*200 + whole) / (2 * whole); {
-	case part > 0 && p == 0:
-		return "<1 %"
-	case part < whole && p == 100:
-		return ">99 %"
-	default:
-		return strconv.FormatInt(p, 10) + " %"
-	}
+	return figures.Share(float64(part) / float64(whole))
 }
 
-// length writes a duration with the two units that matter.
-func length(ns int64) string {
-	d := time.Duration(ns)
-	switch {
-	case d <= 0:
-		return "0 s"
-	case d < time.Millisecond:
-		return "<1 ms"
-	case d < time.Second:
-		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
-	case d < time.Minute:
-		return strconv.FormatFloat(float64(d.Truncate(100*time.Millisecond))/float64(time.Second), 'f', 1, 64) + " s"
-	case d < time.Hour:
-		return fmt.Sprintf("%dm %02ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < 100*time.Hour:
-		return fmt.Sprintf("%dh %02dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dd %02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
-}
+// length writes a duration in nanoseconds.
+func length(ns int64) string { return figures.Length(time.Duration(ns)) }
 
 func stamp(t time.Time) string {
 	if t.IsZero() {

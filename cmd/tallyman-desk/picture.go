@@ -19,6 +19,7 @@ import (
 	"github.com/tallyman-ci/tallyman/desk/panels"
 	"github.com/tallyman-ci/tallyman/desk/ranking"
 	"github.com/tallyman-ci/tallyman/internal/commandline"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -101,7 +102,7 @@ func picture(c *cli.Context, open func(ctx context.Context, paths []string) (pan
 		return err
 	}
 	if d, ok := src.(*dataset.Dataset); ok {
-		fmt.Fprintf(c.App.ErrWriter, "BigQuery billed %s\n", bytesText(d.Read()))
+		fmt.Fprintf(c.App.ErrWriter, "BigQuery billed %s\n", figures.Bytes(d.Read()))
 	}
 	return errors.Join(p.Failed()...) // the page says it too
 }
@@ -153,27 +154,15 @@ func openDataset(c *cli.Context, from string, f *panels.Filter) (*dataset.Datase
 		sql, params := panels.Parameters(strings.TrimSpace(p.SQL), panels.GoogleSQL, *f)
 		n, err := d.Estimate(c.Context, sql, params...)
 		if err == nil && n > limit {
-			err = fmt.Errorf("would read %s, and %s are allowed: narrow --since and --until, or raise --max-bytes", bytesText(n), bytesText(limit))
+			err = fmt.Errorf("would read %s, and %s are allowed: narrow --since and --until, or raise --max-bytes", figures.Bytes(n), figures.Bytes(limit))
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", p.ID, err), d.Close())
 		}
 		sum += n
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%d queries will read %s, at most %s each\n", len(all), bytesText(sum), bytesText(limit))
+	fmt.Fprintf(c.App.ErrWriter, "%d queries will read %s, at most %s each\n", len(all), figures.Bytes(sum), figures.Bytes(limit))
 	return d, nil
-}
-
-func bytesText(n int64) string {
-	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB"}
-	f, i := float64(n), 0
-	for f >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, units[i])
 }
 
 // mayWrite refuses early what writeWhole would refuse after a long query.

@@ -174,7 +174,7 @@ func TestPictureFromBigQuery(t *testing.T) {
 	if err != nil || len(h.queries) != 0 || h.dry != all {
 		t.Errorf("a dry run made %d queries and %d estimates: %v", len(h.queries), h.dry, err)
 	}
-	if want := fmt.Sprintf("%d queries will read %.1f MiB, at most 10.0 GiB each", all, float64(3*all)); !strings.Contains(say, want) {
+	if want := fmt.Sprintf("%d queries will read %d MiB, at most 10 GiB each", all, 3*all); !strings.Contains(say, want) {
 		t.Errorf("%q does not say %q", say, want)
 	}
 

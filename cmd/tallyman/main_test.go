@@ -275,11 +275,6 @@ problem   no Docker daemon: events are not seen (nobody listens)
 	if got := describe(st, now); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	for n, want := range map[int64]string{0: "0 bytes", 1: "1 byte", 1023: "1023 bytes", 1024: "1 KiB", 1536: "1.5 KiB", 5 << 20: "5 MiB", 3 << 40: "3072 GiB"} {
-		if got := size(n); got != want {
-			t.Errorf("%d bytes are %q, want %q", n, got, want)
-		}
-	}
 }
 
 // A person tells sinks of one kind apart by where they deliver, whatever their state is.

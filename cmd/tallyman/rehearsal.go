@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/tallyman-ci/tallyman/internal/figures"
 	"github.com/tallyman-ci/tallyman/record"
 	"github.com/tallyman-ci/tallyman/record/recordjson"
 	"github.com/tallyman-ci/tallyman/report"
@@ -31,7 +32,7 @@ func (p *program) rehearse(c *cli.Context, url string, do func(*sinks.Target, si
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.stdout, "%s: %s would be sent to %s%s\n", t.Pump.Name, plural(r.Delivered, "record"), t.Pump.Target, s.span())
+	fmt.Fprintf(p.stdout, "%s: %s would be sent to %s%s\n", t.Pump.Name, figures.Plural(r.Delivered, "record"), t.Pump.Target, s.span())
 	for _, kind := range mostFirst(s.kinds) {
 		fmt.Fprintf(p.stdout, "  %d %s\n", s.kinds[kind], report.Safe(kind))
 	}
@@ -39,7 +40,7 @@ func (p *program) rehearse(c *cli.Context, url string, do func(*sinks.Target, si
 		fmt.Fprintf(p.stdout, "  %d refused before: %s\n", s.reasons[reason], report.Safe(reason))
 	}
 	if r.Unreadable > 0 {
-		fmt.Fprintf(p.stdout, "  %s without a record would stay\n", plural(r.Unreadable, "line"))
+		fmt.Fprintf(p.stdout, "  %s without a record would stay\n", figures.Plural(r.Unreadable, "line"))
 	}
 	return nil
 }

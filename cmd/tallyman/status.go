@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/agent"
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 	"github.com/tallyman-ci/tallyman/report"
 	"github.com/tallyman-ci/tallyman/sinks"
 )
@@ -113,8 +114,8 @@ func describe(s agent.Status, now time.Time) string {
 	line("job", "%s", job)
 	c := s.Counts
 	line("records", "%d journaled (%d by socket, %d by spool file, %d ends); %d duplicates, %d refused, %d beyond a job's share", c.Records, c.Socket, c.Spooled, c.Ends, c.Duplicates, c.Refused, c.Suppressed)
-	line("running", "%s whose end is waited for", plural(s.Running, "call"))
-	line("journal", "%s, %s of at most %s", plural(s.Journal.Segments, "segment"), size(s.Journal.Bytes), size(s.Journal.MaxBytes))
+	line("running", "%s whose end is waited for", figures.Plural(s.Running, "call"))
+	line("journal", "%s, %s of at most %s", figures.Plural(s.Journal.Segments, "segment"), figures.Bytes(s.Journal.Bytes), figures.Bytes(s.Journal.MaxBytes))
 	switch e := s.Events; {
 	case e == nil:
 		line("events", "off")
@@ -147,24 +148,4 @@ func describe(s agent.Status, now time.Time) string {
 		line("problem", "%s", text)
 	}
 	return b.String()
-}
-
-func plural[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-// size is a number of bytes for people.
-func size(n int64) string {
-	units := []string{"KiB", "MiB", "GiB"}
-	if n < 1<<10 {
-		return plural(n, "byte")
-	}
-	value, i := float64(n)/(1<<10), 0
-	for ; value >= 1<<10 && i < len(units)-1; i++ {
-		value /= 1 << 10
-	}
-	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + " " + units[i]
 }

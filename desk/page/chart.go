@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // chartView is columns over time, with the table that holds the same numbers.
@@ -122,7 +123,7 @@ func activity(r panels.Result, from, to time.Time) *chartView {
 		v.Heads = append(v.Heads, c.Title)
 		v.Legend = append(v.Legend, legendView{Title: c.Title, Class: layerClass(c, l), Total: value(c.Unit, totals[l])})
 	}
-	v.Summary = fmt.Sprintf("%s: columns of %s each; the highest is %s, from %s (UTC)", r.Title, v.Step, count(int64(math.Round(most))), stamp(start.Add(time.Duration(peak)*step)))
+	v.Summary = fmt.Sprintf("%s: columns of %s each; the highest is %s, from %s (UTC)", r.Title, v.Step, figures.Count(int64(math.Round(most))), stamp(start.Add(time.Duration(peak)*step)))
 	v.Axis, v.Plot = v.draw(r, layers, sums, start, step, top, ticks)
 	for i := range sums {
 		line := []string{stamp(start.Add(time.Duration(i) * step))}

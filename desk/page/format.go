@@ -1,7 +1,6 @@
 package page
 
 import (
-	"fmt"
 	"math"
 	"net/url"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 	"github.com/tallyman-ci/tallyman/report"
 )
 
@@ -70,11 +70,11 @@ func value(u panels.Unit, v any) string {
 	case panels.Duration:
 		return length(n)
 	case panels.Share:
-		return share(n)
+		return figures.Share(n)
 	case panels.Number:
 		return strconv.FormatFloat(n, 'f', 1, 64)
 	}
-	return count(int64(math.Round(n)))
+	return figures.Count(int64(math.Round(n)))
 }
 
 // number is a cell as a number; 0 where it is none.
@@ -95,56 +95,9 @@ func number(v any) float64 {
 	return 0
 }
 
-// count writes 1234567 as 1,234,567.
-func count(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	head := ""
-	if n < 0 {
-		head, s = "-", s[1:]
-	}
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return head + s
-}
-
-func plural(n int64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return count(n) + " " + noun + "s"
-}
-
-// share writes 0.423 as 42 %, and never 0 % or 100 % for what is not.
-func share(f float64) string {
-	switch p := math.Round(f * 100); {
-	case f > 0 && p == 0:
-		return "<1 %"
-	case f < 1 && p == 100:
-		return ">99 %"
-	default:
-		return strconv.FormatFloat(p, 'f', 0, 64) + " %"
-	}
-}
-
-// length writes a duration in nanoseconds with the two units that matter.
+// length writes a duration in nanoseconds.
 func length(ns float64) string {
-	d := time.Duration(math.Min(ns, math.MaxInt64/2))
-	switch {
-	case d <= 0:
-		return "0 s"
-	case d < time.Millisecond:
-		return "<1 ms"
-	case d < time.Second:
-		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
-	case d < time.Minute:
-		return strconv.FormatFloat(d.Truncate(100*time.Millisecond).Seconds(), 'f', 1, 64) + " s"
-	case d < time.Hour:
-		return fmt.Sprintf("%dm %02ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < 100*time.Hour:
-		return fmt.Sprintf("%dh %02dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dd %02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	return figures.Length(time.Duration(math.Min(ns, math.MaxInt64/2)))
 }
 
 func stamp(t time.Time) string {

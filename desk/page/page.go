@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // Page is what is drawn. The same Page gives the same bytes.
@@ -278,9 +279,9 @@ func (p *Page) trustView() trustView {
 	var words []string
 	switch {
 	case t.Jobs > 0 && t.Recorded == 0: // "0 of 9 recorded" would read as if all were missing
-		words = append(words, plural(t.Jobs, "job")+" known by records alone, none by the runner's hook")
+		words = append(words, figures.Plural(t.Jobs, "job")+" known by records alone, none by the runner's hook")
 	case t.Jobs > 0:
-		words = append(words, fmt.Sprintf("%s of %s recorded", count(t.Recorded), plural(t.Jobs, "job")))
+		words = append(words, fmt.Sprintf("%s of %s recorded", figures.Count(t.Recorded), figures.Plural(t.Jobs, "job")))
 	case all == 0 && t.Lost == 0 && t.Holes == 0:
 		v.Line = "nothing recorded" // that nothing was lost is more than anybody knows
 		return v
@@ -295,19 +296,19 @@ func (p *Page) trustView() trustView {
 		if all == 0 {
 			break
 		}
-		v.Parts = append(v.Parts, partView{Title: part.title, Share: share(float64(part.n) / float64(all)), Class: part.class, X: percent(float64(at) / float64(all)), Width: percent(float64(part.n) / float64(all))})
+		v.Parts = append(v.Parts, partView{Title: part.title, Share: figures.Share(float64(part.n) / float64(all)), Class: part.class, X: percent(float64(at) / float64(all)), Width: percent(float64(part.n) / float64(all))})
 		at += part.n
 	}
 	if all > 0 {
-		words = append(words, share(float64(all-t.None)/float64(all))+" of records have a job")
+		words = append(words, figures.Share(float64(all-t.None)/float64(all))+" of records have a job")
 	}
 	switch {
 	case t.Lost == 0 && t.Holes == 0:
 		words = append(words, "nothing lost")
 	case t.Holes == 0:
-		words = append(words, count(t.Lost)+" lost")
+		words = append(words, figures.Count(t.Lost)+" lost")
 	default:
-		words = append(words, fmt.Sprintf("%s lost and %s of unknown size", count(t.Lost), plural(t.Holes, "hole")))
+		words = append(words, fmt.Sprintf("%s lost and %s of unknown size", figures.Count(t.Lost), figures.Plural(t.Holes, "hole")))
 		v.Hole = "A hole of unknown size means that nobody can say how many records are missing there."
 	}
 	v.Line = strings.Join(words, " · ")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/blame"
 	"github.com/tallyman-ci/tallyman/desk/panels"
+	"github.com/tallyman-ci/tallyman/internal/figures"
 )
 
 // Suspects is the ranking of those whose builds explain imported requests.
@@ -27,7 +28,7 @@ const suspectsTitle = "Whose builds explain the requests"
 func Unsuspected(requests int64) *Suspects {
 	return &Suspects{Title: suspectsTitle, Sure: true,
 		Verdict: "There is nobody to look for.",
-		Why:     fmt.Sprintf("Imported of this time: %s, none of them anonymous.", plural(requests, "git request"))}
+		Why:     fmt.Sprintf("Imported of this time: %s, none of them anonymous.", figures.Plural(requests, "git request"))}
 }
 
 // Unranked says why the requests are not ranked, or not yet.
@@ -66,7 +67,7 @@ func (p *Page) suspectsView() *suspectsView {
 func Blamed(r blame.Result) *Suspects {
 	s := &Suspects{
 		Title: suspectsTitle, Method: r.Method,
-		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), plural(int64(r.Builds), "recorded build"), plural(int64(r.Candidates), "candidate")),
+		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", figures.Plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), figures.Plural(int64(r.Builds), "recorded build"), figures.Plural(int64(r.Candidates), "candidate")),
 		Sure:     r.Verdict == blame.Named,
 		Why:      strings.Join(r.Reasons, " "),
 	}
@@ -79,12 +80,12 @@ func Blamed(r blame.Result) *Suspects {
 		s.Verdict = "Nobody can be named."
 	}
 	s.Notes = append(s.Notes, fmt.Sprintf("All recorded builds together explain %s of %s requests (90 %% of resamples: %s to %s); the rest comes from elsewhere.",
-		round(r.Explained.Value), count(r.Requests), round(r.Explained.Low), round(r.Explained.High)))
+		round(r.Explained.Value), figures.Count(r.Requests), round(r.Explained.Low), round(r.Explained.High)))
 	switch c := r.Coverage; {
 	case c.Share < 0:
 		s.Notes = append(s.Notes, "Nothing tells which share of the builds was recorded. What a missing build caused is laid at the door of others.")
 	default:
-		s.Notes = append(s.Notes, fmt.Sprintf("%s of the builds are believed to be recorded (%s). What a missing build caused is laid at the door of others.", share(c.Share), c.From))
+		s.Notes = append(s.Notes, fmt.Sprintf("%s of the builds are believed to be recorded (%s). What a missing build caused is laid at the door of others.", figures.Share(c.Share), c.From))
 	}
 	if r.Shift.Abs() >= time.Second {
 		s.Notes = append(s.Notes, fmt.Sprintf("The server’s clock is %s off the runners’; the ranking has that taken out.", length(float64(r.Shift.Abs()))))
@@ -143,7 +144,7 @@ func twins(others []blame.Candidate) string {
 		names = append(names, "or "+text(c.String()))
 	}
 	if n := len(others) - maxTwins; n > 0 {
-		names = append(names, "or "+plural(int64(n), "other"))
+		names = append(names, "or "+figures.Plural(int64(n), "other"))
 	}
 	return strings.Join(names, ", ") + ": their builds always ran at the same time"
 }
