@@ -43,6 +43,12 @@ func (b *tab) fits(l look) {
 	for _, s := range out {
 		b.t.Errorf("%s: outside of its panel or the screen: %s", l.name, s)
 	}
+	// A link of one word in the corner of a panel is one line.
+	for _, s := range eval[[]string](b, `[...document.querySelectorAll("article header a")].filter(e =>
+		e.offsetHeight > 2 * parseFloat(getComputedStyle(e).fontSize)
+	).map(e => e.getAttribute("aria-label") ?? e.textContent)`) {
+		b.t.Errorf("%s: broken within a word: %s", l.name, s)
+	}
 }
 
 func TestLooks(t *testing.T) {
