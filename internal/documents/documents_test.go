@@ -59,6 +59,8 @@ var (
 	code      = regexp.MustCompile("`([^`\n]+)`")
 	madeBy    = regexp.MustCompile("(?m)(?:`|^)make ([a-z][a-z0-9-]*)")
 	makeRule  = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
+	testName  = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w*`)
+	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)`)
 	firstCell = regexp.MustCompile(`(?m)^\| (.*?) \|`)
 )
 
@@ -126,6 +128,28 @@ func TestMakeTargets(t *testing.T) {
 	}
 	if named == 0 {
 		t.Error("no targets found")
+	}
+}
+
+// A test that a document calls as a witness is there.
+func TestNamedTests(t *testing.T) {
+	there := map[string]bool{}
+	for _, name := range files(t, "_test.go") {
+		for _, f := range testFunc.FindAllStringSubmatch(read(t, name), -1) {
+			there[f[1]] = true
+		}
+	}
+	named := 0
+	for _, name := range files(t, ".md") {
+		for _, test := range testName.FindAllString(read(t, name), -1) {
+			named++
+			if !there[test] {
+				t.Errorf("%s names %s, which is no test", name, test)
+			}
+		}
+	}
+	if named == 0 {
+		t.Error("no test is named")
 	}
 }
 
