@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -128,6 +129,26 @@ func TestNobodyIsNamedWhereNobodyIsGuilty(t *testing.T) {
 	for _, s := range r.Suspects {
 		if s.Named {
 			t.Errorf("%v is named", s.Members)
+		}
+	}
+}
+
+// Whom to name takes all placebos, by which chance does so in one of twenty fleets; that
+// nobody is, fewer.
+func TestAsManyPlacebosAsItTakes(t *testing.T) {
+	for guilty, want := range map[int]float64{2: 19, -1: 9} {
+		f := sim.Run(sim.Config{Seed: 1, Hours: 3, Jobs: 30, Workflows: 12, Guilty: guilty, Background: 0.1})
+		r := rank(t, f, blame.Options{Resamples: 20, Shift: new(time.Duration)})
+		if named := r.Suspects[0].Named; named != (guilty > 0) {
+			t.Errorf("%d guilty: named %t", guilty, named)
+		}
+		// A chance is a number of candidates in placebos over that of all.
+		n := r.Suspects[0].PValue * (1 + want*float64(r.Candidates))
+		if math.Abs(n-math.Round(n)) > 1e-6 {
+			t.Errorf("%d guilty: a chance of %g is of no %g fits to %d candidates", guilty, r.Suspects[0].PValue, want, r.Candidates)
+		}
+		if text := strings.Join(r.Reasons, " "); guilty > 0 && !strings.Contains(text, "one of 20 such files") {
+			t.Errorf("reasons: %s", text)
 		}
 	}
 }

@@ -19,8 +19,9 @@ type Options struct {
 	Top int
 	// Resamples is the number of bootstrap resamples; 0: 100; negative: none, and no intervals.
 	Resamples int
-	// Placebos is the number of fits to moved requests; 0: 9; negative: none, and then
-	// nobody is named. The ranking needs neither.
+	// Placebos is the largest number of fits to moved requests; 0: 19, so that chance
+	// names somebody in one of twenty fleets where nobody is guilty; negative: none, and
+	// then nobody is named. The ranking needs neither.
 	Placebos int
 	// Seed makes resamples and moves repeatable; the same input and seed give the same result.
 	Seed uint64
@@ -95,7 +96,7 @@ func Rank(ctx context.Context, q *Requests, b *Builds, o Options) (*Result, erro
 	o.Level = cmp.Or(o.Level, ByJob)
 	o.Top = cmp.Or(o.Top, 20)
 	o.Resamples = max(0, cmp.Or(o.Resamples, 100))
-	o.Placebos = max(0, cmp.Or(o.Placebos, 9))
+	o.Placebos = max(0, cmp.Or(o.Placebos, 19))
 	switch {
 	case q.Total() == 0:
 		return nil, ErrNoRequests

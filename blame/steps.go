@@ -167,10 +167,13 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		return nil
 	}
 	var chance []float64 // evidence in all placebos
-	all := 0
-	for i := range k.Placebos {
+	all, strongest := 0, 0.0
+	for i, part := range k.r.Perm(k.Placebos) {
+		if i >= fewPlacebos && (len(k.leads) == 0 || k.leads[0].ev.z <= max(leastZ, strongest)) {
+			break // nobody will be named: more would only say so again
+		}
 		// Away from 0 and from the whole, by parts that do not fall on full hours.
-		move := math.Floor(k.p.length * (0.13 + 0.74*(float64(i)+k.r.Float64())/float64(k.Placebos)))
+		move := math.Floor(k.p.length * (0.13 + 0.74*(float64(part)+k.r.Float64())/float64(k.Placebos)))
 		p := k.moved(move, shift)
 		m := p.start()
 		if err := p.fit(ctx, m, fitSteps); err != nil {
@@ -188,7 +191,7 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 			}
 		}
 		for _, ev := range p.evidences(m, groups, k.r) {
-			chance = append(chance, ev.z)
+			chance, strongest = append(chance, ev.z), max(strongest, ev.z)
 		}
 	}
 	slices.SortFunc(chance, func(a, b float64) int { return cmp.Compare(b, a) })
@@ -204,8 +207,17 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		l.lean = float64(above(l.ev.z)) <= leanShare*float64(all)
 		l.named = l.ev.z > leastZ && above(l.ev.z) == 0 && len(k.candidates[l.members[0]].builds) >= 5
 	}
-	return k.lean(ctx)
+	if err := k.lean(ctx); err != nil {
+		return err
+	}
+	for _, l := range k.leads {
+		l.named = l.named && l.n >= 1 // bursts of others fit it better than itself
+	}
+	return nil
 }
+
+// fewPlacebos are enough to say how often chance is as strong, where it is at all.
+const fewPlacebos = 9
 
 // leastZ is the evidence below which nobody is named, whatever the placebos say.
 const leastZ = 3

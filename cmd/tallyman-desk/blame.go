@@ -62,7 +62,7 @@ Examples:
 			&cli.StringFlag{Name: "bad", Usage: "list all bad rows in `FILE`; without it the first 20 are shown"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of resamples; the same input and seed give the same answer"},
 			&cli.IntFlag{Name: "resamples", Value: 100, Usage: "`N` bootstrap resamples for the intervals"},
-			&cli.IntFlag{Name: "placebos", Value: 9, Usage: "`N` fits to moved requests, to learn what chance brings forth"},
+			&cli.IntFlag{Name: "placebos", Value: 19, Usage: "at most `N` fits to moved requests, to learn what chance brings forth"},
 		},
 		Action: func(c *cli.Context) error {
 			x, err := newInquiry(c)
