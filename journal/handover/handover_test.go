@@ -62,6 +62,12 @@ func TestSpool(t *testing.T) {
 			os.Remove(dir + "/spool")
 			os.Symlink(dir+"/elsewhere", dir+"/spool")
 		}, Lost},
+		{"another user's file", func(t *testing.T, dir string) {
+			os.WriteFile(spoolName(dir, ".jsonl"), nil, 0o666)
+			if os.Chown(spoolName(dir, ".jsonl"), 4321, 4321) != nil {
+				require.Missing(t, "root, to give a file away")
+			}
+		}, Lost},
 		{"a folder in the file's place", func(t *testing.T, dir string) { os.Mkdir(spoolName(dir, ".jsonl"), 0o700) }, Lost},
 		{"a file at its bound", func(t *testing.T, dir string) { os.WriteFile(spoolName(dir, ".jsonl"), make([]byte, 1<<20), 0o600) }, Lost},
 	} {
