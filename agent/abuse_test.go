@@ -133,6 +133,34 @@ func TestForgedContext(t *testing.T) {
 	}
 }
 
+// The last calls of a job come after its end was written down, and none an hour later:
+// whoever then says its id is another.
+func TestTheLastCallsOfAJob(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		since time.Duration
+		by    record.By
+	}{
+		{"just now", 10 * time.Second, record.BySealed},
+		{"minutes ago", 5 * time.Minute, record.ByEnvironment},
+	} {
+		o := options(t)
+		now := time.Now()
+		c := sealAt(t, o, hook.Context{CI: record.CI{Repository: "octo/mine", RunID: "42", TrackingID: "github_mine"}, Started: now.Add(-time.Hour)})
+		if err := o.Store.End(c.Key, hook.Completed, now.Add(-row.since)); err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, o)
+		rec := claims("github_mine", "octo/mine", now)
+		if !r.send(record.Append(nil, rec)) {
+			t.Errorf("%s: refused", row.name)
+		} else if got := r.of(rec.ID); got.By != row.by {
+			t.Errorf("the job ended %s: %s", row.name, record.Append(nil, &got))
+		}
+		r.end()
+	}
+}
+
 // TestTheCallersAncestorsDecide: with two jobs on one machine, who takes the other's
 // tracking id is still a child of its own Worker.
 func TestTheCallersAncestorsDecide(t *testing.T) {

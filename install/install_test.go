@@ -453,6 +453,20 @@ func TestLinksOfJobs(t *testing.T) {
 	}
 }
 
+// Nor is a link on the way to a folder followed.
+func TestNoLinkOnTheWay(t *testing.T) {
+	root, victim := t.TempDir(), t.TempDir()
+	must(t, os.MkdirAll(root+"/var/lib", 0o755))
+	must(t, os.Symlink(victim, root+"/var/lib/job"))
+	if err := newTree(root).makeDir("/var/lib/job/tallyman", os.Geteuid(), os.Getegid(), 0o755); err == nil {
+		t.Error("a folder was made behind a link")
+	}
+	if left, err := os.ReadDir(victim); err != nil || len(left) != 0 {
+		t.Errorf("behind the link there is %v, %v", left, err)
+	}
+	must(t, newTree(root).makeDir("/var/lib/tallyman", os.Geteuid(), os.Getegid(), 0o755))
+}
+
 func TestLock(t *testing.T) {
 	s := newStage(t)
 	unlock, err := Lock(s.root)
@@ -466,7 +480,6 @@ func TestLock(t *testing.T) {
 	unlock()
 }
 
-// Whoever may read a folder may lock it: a job must not keep an upgrade away by that.
 // A mistyped root is an error: above it there is nothing to look for.
 func TestNoRoot(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "image.tar")
@@ -478,6 +491,7 @@ func TestNoRoot(t *testing.T) {
 	}
 }
 
+// Whoever may read a folder may lock it: a job must not keep an upgrade away by that.
 func TestLockOfAJob(t *testing.T) {
 	s := newStage(t)
 	must(t, os.Mkdir(s.root+"/root", 0o700))

@@ -374,6 +374,25 @@ func TestCardinality(t *testing.T) {
 	}
 }
 
+// README and SECURITY.md promise this bound where nothing else is set.
+func TestPlacesOfATag(t *testing.T) {
+	a := listen(t, "udp", "127.0.0.1:0")
+	e := emitter(t, Options{Addr: a.addr, EventTags: []string{"workflow"}})
+	for i := range 300 {
+		r := event("image", "pull", "", job(fmt.Sprint("w", i)))
+		r.By = record.BySealed
+		e.Observe(r)
+	}
+	values := map[string]bool{}
+	for _, l := range a.flush(t, e) {
+		_, tag, _ := strings.Cut(stripOrigin(l), "|c|#workflow:")
+		values[tag] = true
+	}
+	if len(values) != 201 || !values["__other__"] {
+		t.Errorf("%d values, want 200 and __other__", len(values))
+	}
+}
+
 // A job that no hook sealed can call itself anything; with a thousand names it must
 // not make the others nameless.
 func TestClaimedNamesDoNotTakeAllPlaces(t *testing.T) {
