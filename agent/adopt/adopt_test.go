@@ -422,6 +422,27 @@ func TestWhatSinksRefusedOutlivesTheJournal(t *testing.T) {
 	}
 }
 
+// A runner whose clock was wrong left files of next year. They rest, too.
+func TestAJournalOfTheFuture(t *testing.T) {
+	n := newNode(t)
+	n.dead("pod", "a")
+	later := time.Now().AddDate(1, 0, 0)
+	journal := filepath.Join(n.dir, "pod", "journal")
+	names, err := filepath.Glob(journal + "/*")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("the journal holds %v, %v", names, err)
+	}
+	for _, name := range append(names, journal) {
+		if err := os.Chtimes(name, later, later); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.adopt(Options{}, adopted(1))
+	if ids, _ := n.got(); !slices.Equal(ids, []string{"a"}) {
+		t.Errorf("delivered %v", ids)
+	}
+}
+
 // An agent's quarantine ends at 64 MiB; what a replay brings back comes on top of that.
 func TestAQuarantineLargerThanAnAgentMakes(t *testing.T) {
 	n := newNode(t)

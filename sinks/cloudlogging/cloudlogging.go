@@ -200,7 +200,7 @@ func (s *sink) entry(e sinks.Entry, where *monitoredres.MonitoredResource) (size
 		}
 		entry.Payload = &loggingpb.LogEntry_JsonPayload{JsonPayload: payload}
 		entry.Labels = map[string]string{}
-		for _, l := range logform.Labels(r, truncated || max < maxEntry) {
+		for _, l := range logform.Labels(r, truncated) {
 			entry.Labels[l.Key] = l.Value
 		}
 		size := growth*len(data) + 4096 // labels and resource
