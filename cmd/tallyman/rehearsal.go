@@ -40,7 +40,7 @@ func (p *program) rehearse(c *cli.Context, url string, do func(*sinks.Target, si
 		fmt.Fprintf(p.stdout, "  %d refused before: %s\n", s.reasons[reason], report.Safe(reason))
 	}
 	if r.Unreadable > 0 {
-		fmt.Fprintf(p.stdout, "  %s without a record would stay\n", figures.Plural(r.Unreadable, "line"))
+		fmt.Fprintf(p.stdout, "  not readable as records: %s\n", figures.Plural(r.Unreadable, "line"))
 	}
 	return nil
 }
