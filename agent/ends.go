@@ -1,10 +1,8 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -14,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -245,11 +244,11 @@ func (w *watches) at(pid int, id string) {
 // That process is still there, or its end would have been seen: its pid is no other's.
 func (w *watches) parentOf(pid int) string {
 	for range 16 { // docker, its plugin, and what that calls docker by
-		p, err := readProcess(pid)
-		if err != nil || p.parent <= 1 {
+		p, err := procfs.Read(pid)
+		if err != nil || p.Parent <= 1 {
 			return ""
 		}
-		pid = p.parent
+		pid = p.Parent
 		w.mu.Lock()
 		id := w.byPID[pid]
 		w.mu.Unlock()
@@ -285,41 +284,16 @@ func (w *watches) count() int64 {
 	return int64(len(w.byID))
 }
 
-// process is what /proc/<pid>/stat tells (proc_pid_stat(5)).
-type process struct {
-	parent     int
-	startTicks uint64 // since boot, in ticks of 10 ms (USER_HZ)
-}
-
-func readProcess(pid int) (process, error) {
-	name := "/proc/" + strconv.Itoa(pid) + "/stat"
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return process{}, err
-	}
-	// The name, in parentheses, may hold anything; ppid is the 2nd field after it,
-	// starttime the 20th.
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 20 {
-		return process{}, fmt.Errorf("%s is short", name)
-	}
-	var p process
-	if p.parent, err = strconv.Atoi(fields[1]); err == nil {
-		p.startTicks, err = strconv.ParseUint(fields[19], 10, 64)
-	}
-	return p, err
-}
-
 // processStart returns when a process started, on CLOCK_MONOTONIC in nanoseconds.
 // The kernel counts from boot, suspended time included.
 func processStart(pid int) (int64, bool) {
-	p, err := readProcess(pid)
+	p, err := procfs.Read(pid)
 	if err != nil {
 		return 0, false
 	}
 	var boot unix.Timespec
 	unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
-	return int64(p.startTicks)*10e6 - (boot.Nano() - monotonic()), true
+	return int64(p.Start)*10e6 - (boot.Nano() - monotonic()), true
 }
 
 // recordEnd writes the invocation.end that belongs to r, seen at a time. Its id follows

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/hook"
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -210,16 +211,16 @@ func workerOf(pid int, contexts []*hook.Context) *hook.Context {
 		if pid <= 1 {
 			return nil
 		}
-		p, err := readProcess(pid)
+		p, err := procfs.Read(pid)
 		if err != nil {
 			return nil
 		}
 		for _, c := range contexts {
-			if c.RunnerPID == pid && (c.RunnerStart == 0 || c.RunnerStart == p.startTicks) {
+			if c.RunnerPID == pid && (c.RunnerStart == 0 || c.RunnerStart == p.Start) {
 				return c
 			}
 		}
-		pid = p.parent
+		pid = p.Parent
 	}
 	return nil
 }

@@ -476,15 +476,16 @@ func TestFaults(t *testing.T) {
 			must(t, os.WriteFile(root+"/proc/42/environ", []byte("PATH="+root+"/first:"+root+"/bin\x00"), 0o600))
 		}, "hook job-started", doctor.OK, "no runner that can be looked into", ""},
 		{"of several runners, the one whose job this is", func(t *testing.T, root string, in *doctor.Input) {
-			for _, of := range []struct{ pid, comm, status, environ string }{
-				{"self", "tallyman", "Name:\ttallyman\nPid:\t100\nPPid:\t99\n", ""},
-				{"99", "bash", "Name:\tbash\nPid:\t99\nPPid:\t42\n", ""},
-				{"42", "Runner.Worker", "Name:\tRunner.Worker\nPid:\t42\nPPid:\t1\n", "PATH=/bin\x00"},
-				{"1", "init", "Name:\tinit\nPid:\t1\nPPid:\t0\n", ""},
-				{"17", "Runner.Worker", "Name:\tRunner.Worker\nPid:\t17\nPPid:\t1\n", "PATH=/bin\x00ACTIONS_RUNNER_HOOK_JOB_STARTED=" + root + "/hooks/job-started.sh\x00"},
+			for _, of := range []struct{ pid, comm, parent, environ string }{
+				{"self", "tallyman", "99", ""},
+				{"99", "bash", "42", ""},
+				{"42", "Runner.Worker", "1", "PATH=/bin\x00"},
+				{"1", "init", "0", ""},
+				{"17", "Runner.Worker", "1", "PATH=/bin\x00ACTIONS_RUNNER_HOOK_JOB_STARTED=" + root + "/hooks/job-started.sh\x00"},
 			} {
 				must(t, os.MkdirAll(root+"/proc/"+of.pid, 0o755))
-				for name, content := range map[string]string{"comm": of.comm + "\n", "status": of.status, "environ": of.environ} {
+				stat := "5 (" + of.comm + ") S " + of.parent + strings.Repeat(" 0", 20)
+				for name, content := range map[string]string{"comm": of.comm + "\n", "stat": stat, "environ": of.environ} {
 					must(t, os.WriteFile(root+"/proc/"+of.pid+"/"+name, []byte(content), 0o600))
 				}
 			}

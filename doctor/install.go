@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/tallyman-ci/tallyman/hook"
 	"github.com/tallyman-ci/tallyman/install"
 	"github.com/tallyman-ci/tallyman/internal/nearest"
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 	"github.com/tallyman-ci/tallyman/wrapper"
 )
 
@@ -571,16 +573,11 @@ func (x *examination) runnerEnvironment() (env map[string]string, where string) 
 // nearest first.
 func (x *examination) ancestors() (dirs []string) {
 	for dir := filepath.Join(x.in.Proc, "self"); len(dirs) < 64; dirs = append(dirs, dir) {
-		status, err := os.ReadFile(filepath.Join(dir, "status"))
-		if err != nil {
+		st, err := procfs.ReadIn(dir)
+		if err != nil || st.Parent == 0 {
 			break
 		}
-		_, parent, _ := strings.Cut(string(status), "\nPPid:")
-		parent, _, _ = strings.Cut(parent, "\n")
-		if parent = strings.TrimSpace(parent); parent == "" || parent == "0" {
-			break
-		}
-		dir = filepath.Join(x.in.Proc, parent)
+		dir = filepath.Join(x.in.Proc, strconv.Itoa(st.Parent))
 	}
 	return dirs
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -77,11 +78,11 @@ func (c *Context) RunnerGone() bool {
 	if c.RunnerPID <= 0 {
 		return false
 	}
-	st, err := readStat(c.RunnerPID)
+	st, err := procfs.Read(c.RunnerPID)
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 	}
-	return st.state == 'Z' || st.state == 'X' || c.RunnerStart != 0 && st.start != c.RunnerStart
+	return st.State == 'Z' || st.State == 'X' || c.RunnerStart != 0 && st.Start != c.RunnerStart
 }
 
 func (c *Context) runnerName() string {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 	"github.com/tallyman-ci/tallyman/record"
 )
 
@@ -274,7 +275,7 @@ func TestSwitchedOff(t *testing.T) {
 // Several runners of one machine have one marker: one that the canary leaves out must
 // not end the account of another's running job, and any other switch must.
 func TestCanaryBesideAnotherRunner(t *testing.T) {
-	me, err := readStat(os.Getpid())
+	me, err := procfs.Read(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +298,7 @@ func TestCanaryBesideAnotherRunner(t *testing.T) {
 			o, _ := here(t, &a)
 			if row.other != nil {
 				c := Context{CI: record.CI{RunID: "8", TrackingID: "github_other", Runner: &record.Runner{Name: "other"}},
-					Host: HostFromEnvironment(nil), Started: time.Now(), RunnerPID: os.Getpid(), RunnerStart: me.start}
+					Host: HostFromEnvironment(nil), Started: time.Now(), RunnerPID: os.Getpid(), RunnerStart: me.Start}
 				row.other(&c)
 				if _, err := o.Store().Seal(c); err != nil {
 					t.Fatal(err)

@@ -1,7 +1,6 @@
 package hook
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 )
 
 // runnerProcess is the runner's Worker process, which lives as long as the job.
@@ -25,58 +26,25 @@ type runnerProcess struct {
 func findRunner() runnerProcess {
 	pid := os.Getpid()
 	for range 16 { // deeper than any chain of hook scripts
-		st, err := readStat(pid)
+		st, err := procfs.Read(pid)
 		if err != nil {
 			break
 		}
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		exe = strings.TrimSuffix(exe, " (deleted)") // the runner updates itself
-		if st.comm == "Runner.Worker" || filepath.Base(exe) == "Runner.Worker" {
-			r := runnerProcess{PID: pid, Start: st.start, OOM: oomScoreAdj(pid)}
+		if st.Name == "Runner.Worker" || filepath.Base(exe) == "Runner.Worker" {
+			r := runnerProcess{PID: pid, Start: st.Start, OOM: oomScoreAdj(pid)}
 			if exe != "" {
 				r.Root = filepath.Dir(filepath.Dir(exe)) // <root>/bin/Runner.Worker, or bin.2.336.0
 			}
 			return r
 		}
-		if st.ppid == 0 {
+		if st.Parent == 0 {
 			break
 		}
-		pid = st.ppid
+		pid = st.Parent
 	}
 	return runnerProcess{}
-}
-
-type procStat struct {
-	comm  string
-	state byte
-	ppid  int
-	start uint64
-}
-
-// readStat reads /proc/<pid>/stat (proc_pid_stat(5)). The name stands in
-// parentheses and may hold parentheses itself.
-func readStat(pid int) (procStat, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return procStat{}, err
-	}
-	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
-	if open < 0 || end < open {
-		return procStat{}, fmt.Errorf("/proc/%d/stat has no name", pid)
-	}
-	f := strings.Fields(string(b[end+1:]))
-	if len(f) < 20 {
-		return procStat{}, fmt.Errorf("/proc/%d/stat is short", pid)
-	}
-	ppid, err := strconv.Atoi(f[1]) // field 4 of the file
-	if err != nil {
-		return procStat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-	}
-	start, err := strconv.ParseUint(f[19], 10, 64) // field 22
-	if err != nil {
-		return procStat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-	}
-	return procStat{comm: string(b[open+1 : end]), state: f[0][0], ppid: ppid, start: start}, nil
 }
 
 // startTime turns a start in clock ticks since boot into a time of day. User space

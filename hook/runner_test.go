@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallyman-ci/tallyman/e2e/runnertest"
 	"github.com/tallyman-ci/tallyman/internal/faults"
+	"github.com/tallyman-ci/tallyman/internal/procfs"
 )
 
 // play is one job on a played runner: what to run, and what came of it.
@@ -57,9 +58,9 @@ func playRunner() {
 		}
 	}
 	if p.WorkerLog != "" {
-		st, err := readStat(os.Getpid())
+		st, err := procfs.Read(os.Getpid())
 		fail(err)
-		began, _ := startTime(st.start)
+		began, _ := startTime(st.Start)
 		dir := filepath.Join(p.Root, "_diag")
 		fail(os.MkdirAll(dir, 0o755))
 		fail(os.WriteFile(filepath.Join(dir, "Worker_"+began.UTC().Format("20060102-150405")+"-utc.log"), []byte(p.WorkerLog), 0o644))
@@ -251,8 +252,8 @@ func (s *stage) endAgents() {
 }
 
 func alive(pid int) bool {
-	st, err := readStat(pid)
-	return err == nil && st.state != 'Z'
+	st, err := procfs.Read(pid)
+	return err == nil && st.State != 'Z'
 }
 
 func TestAJobOnARunner(t *testing.T) {
@@ -339,8 +340,8 @@ func TestHK04HK05TheAgentIsDetached(t *testing.T) {
 	if before.Session != before.PID {
 		t.Errorf("the agent is in session %d, not in its own (%d)", before.Session, before.PID)
 	}
-	if st, err := readStat(before.PID); err != nil || st.ppid == got.PID {
-		t.Errorf("the agent's parent is %d (%v): the runner", st.ppid, err)
+	if st, err := procfs.Read(before.PID); err != nil || st.Parent == got.PID {
+		t.Errorf("the agent's parent is %d (%v): the runner", st.Parent, err)
 	}
 	if before.Cwd != "/" || before.Umask != 0o077 {
 		t.Errorf("working directory %s and umask %o, want / and 77", before.Cwd, before.Umask)
@@ -395,12 +396,12 @@ func TestHK10ContextOfADeadRunner(t *testing.T) {
 	if !c.RunnerGone() {
 		t.Error("RunnerGone is false for a process that was killed")
 	}
-	st, err := readStat(os.Getpid())
+	st, err := procfs.Read(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
 	live := *c
-	live.RunnerPID, live.RunnerStart = os.Getpid(), st.start
+	live.RunnerPID, live.RunnerStart = os.Getpid(), st.Start
 	if live.RunnerGone() {
 		t.Error("RunnerGone is true for a living process")
 	}
