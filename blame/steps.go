@@ -166,10 +166,10 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		}
 		return nil
 	}
-	var chance []float64 // evidence in all placebos
-	all, strongest := 0, 0.0
+	var chance []float64                 // evidence in all placebos
+	all, strongest := 0, float64(leastZ) // beyond which somebody is named
 	for i, part := range k.r.Perm(k.Placebos) {
-		if i >= fewPlacebos && (len(k.leads) == 0 || k.leads[0].ev.z <= max(leastZ, strongest)) {
+		if i >= fewPlacebos && (len(k.leads) == 0 || k.leads[0].ev.z <= strongest) {
 			break // nobody will be named: more would only say so again
 		}
 		// Away from 0 and from the whole, by parts that do not fall on full hours.
@@ -203,15 +203,16 @@ func (k *ranking) convict(ctx context.Context, shift float64) error {
 		return n
 	}
 	for _, l := range k.leads {
-		l.p = float64(1+above(l.ev.z)) / float64(1+all)
-		l.lean = float64(above(l.ev.z)) <= leanShare*float64(all)
-		l.named = l.ev.z > leastZ && above(l.ev.z) == 0 && len(k.candidates[l.members[0]].builds) >= 5
+		n := float64(above(l.ev.z))
+		l.p = (1 + n) / float64(1+all)
+		l.lean = n <= leanShare*float64(all)
 	}
 	if err := k.lean(ctx); err != nil {
 		return err
 	}
 	for _, l := range k.leads {
-		l.named = l.named && l.n >= 1 // bursts of others fit it better than itself
+		// Who explains no request any more is better explained by bursts of others.
+		l.named = l.ev.z > strongest && l.n >= 1 && len(k.candidates[l.members[0]].builds) >= 5
 	}
 	return nil
 }
