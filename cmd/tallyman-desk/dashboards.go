@@ -39,9 +39,6 @@ Examples:
 							return err
 						}
 					}
-					if c.NArg() > 0 {
-						return commandline.BadUsage(c, "unexpected argument %q", c.Args().First())
-					}
 					text, err := dashboards.Grafana(panels.All(), project, name)
 					if err != nil {
 						return err
@@ -67,9 +64,6 @@ Examples:
 					}
 					if _, err := dataset.Parse(address); err != nil {
 						return err
-					}
-					if c.NArg() > 0 {
-						return commandline.BadUsage(c, "unexpected argument %q", c.Args().First())
 					}
 					for _, l := range dashboards.Looker(panels.All(), project, name, billing) {
 						if _, err := fmt.Fprintf(c.App.Writer, "%s (%s)\n  %s\n", l.Title, l.View, l.URL); err != nil {
