@@ -122,9 +122,9 @@ func (x *examination) runDir() {
 	case f.Type != "tmpfs" && f.Type != "ramfs":
 		x.runDirOnDisk(f)
 	case f.FreeBytes < 1<<20:
-		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, figures.Bytes(int64(f.FreeBytes))), "free space there, or make the tmpfs larger")
+		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, figures.Bytes(f.FreeBytes)), "free space there, or make the tmpfs larger")
 	default:
-		x.ok(name, "%s is on %s, %s free", x.cfg.RunDir, f.Type, figures.Bytes(int64(f.FreeBytes)))
+		x.ok(name, "%s is on %s, %s free", x.cfg.RunDir, f.Type, figures.Bytes(f.FreeBytes))
 	}
 }
 
@@ -137,12 +137,12 @@ func (x *examination) runDirOnDisk(f FileSystem) {
 	case !x.cfg.SpoolOnDisk:
 		x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+": without an agent, records are lost, because the shim does not wait for a disk", "choose a run_dir on tmpfs, or set spool_on_disk = true")
 	case f.FreeBytes < 1<<20:
-		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, figures.Bytes(int64(f.FreeBytes))), "free space there")
+		x.add(Fail, name, fmt.Sprintf("%s has only %s left: the shim's spool loses records", x.cfg.RunDir, figures.Bytes(f.FreeBytes)), "free space there")
 	case env[startedVariable] == "":
 		x.add(Warn, name, x.cfg.RunDir+" is on "+f.Type+", and no hook starts an agent: each docker call writes there, and waits if that disk freezes or stalls",
 			"set the hooks, or choose a run_dir on tmpfs")
 	default:
-		x.ok(name, "%s is on %s, %s free: as spool_on_disk allows, calls write there while no agent runs, before and after jobs", x.cfg.RunDir, f.Type, figures.Bytes(int64(f.FreeBytes)))
+		x.ok(name, "%s is on %s, %s free: as spool_on_disk allows, calls write there while no agent runs, before and after jobs", x.cfg.RunDir, f.Type, figures.Bytes(f.FreeBytes))
 	}
 }
 
@@ -222,15 +222,15 @@ func (x *examination) stateDir() {
 	case err != nil:
 		x.add(Fail, name, fmt.Sprintf("%s: %v", dir, err), "choose another state_dir")
 	case f.FreeBytes < lowSpace:
-		x.add(Fail, name, fmt.Sprintf("the disk of %s has only %s left", dir, figures.Bytes(int64(f.FreeBytes))), "free space there, or set a state_dir on another disk")
+		x.add(Fail, name, fmt.Sprintf("the disk of %s has only %s left", dir, figures.Bytes(f.FreeBytes)), "free space there, or set a state_dir on another disk")
 	case f.TotalFiles > 0 && f.FreeFiles < 100:
 		x.add(Fail, name, fmt.Sprintf("the file system of %s has only %d inodes left: no new segment can be made", dir, f.FreeFiles), "remove files there")
 	case remote[f.Type]:
 		x.add(Warn, name, dir+" is on "+f.Type+": the journal is as slow and as sure as the network", "choose a state_dir on a local disk")
 	case x.cfg.JournalMaxBytes > 0 && f.FreeBytes < uint64(x.cfg.JournalMaxBytes) && !x.journalIsFull(f):
-		x.add(Warn, name, fmt.Sprintf("%s has %s free, less than journal_max_bytes (%s)", dir, figures.Bytes(int64(f.FreeBytes)), figures.Bytes(x.cfg.JournalMaxBytes)), "lower journal_max_bytes, or free space")
+		x.add(Warn, name, fmt.Sprintf("%s has %s free, less than journal_max_bytes (%s)", dir, figures.Bytes(f.FreeBytes), figures.Bytes(x.cfg.JournalMaxBytes)), "lower journal_max_bytes, or free space")
 	default:
-		x.ok(name, "%s is on %s, %s free", dir, f.Type, figures.Bytes(int64(f.FreeBytes)))
+		x.ok(name, "%s is on %s, %s free", dir, f.Type, figures.Bytes(f.FreeBytes))
 	}
 }
 

@@ -62,7 +62,7 @@ func (r *Report) exitCoverage() string {
 func tableNotes[T any](t Table[T], more ...string) []string {
 	var notes []string
 	if t.More > 0 {
-		notes = append(notes, fmt.Sprintf("and %s more", figures.Count(int64(t.More))))
+		notes = append(notes, fmt.Sprintf("and %s more", figures.Count(t.More)))
 	}
 	if t.Slack > 0 {
 		notes = append(notes, fmt.Sprintf("more than %s different keys: rare ones are missing, figures may be up to %s too low", figures.Count(maxKeys), figures.Count(t.Slack)))

@@ -85,7 +85,7 @@ func head[T any](rows []T) []T { return rows[:min(len(rows), summaryRows)] }
 
 func more(s *section, all int) {
 	if all > len(s.rows) {
-		s.notes = []string{fmt.Sprintf("and %s more", figures.Count(int64(all-len(s.rows))))}
+		s.notes = []string{fmt.Sprintf("and %s more", figures.Count(all-len(s.rows)))}
 	}
 }
 

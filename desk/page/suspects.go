@@ -67,7 +67,7 @@ func (p *Page) suspectsView() *suspectsView {
 func Blamed(r blame.Result) *Suspects {
 	s := &Suspects{
 		Title: suspectsTitle, Method: r.Method,
-		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", figures.Plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), figures.Plural(int64(r.Builds), "recorded build"), figures.Plural(int64(r.Candidates), "candidate")),
+		Question: fmt.Sprintf("%s from %s to %s UTC, beside %s of %s.", figures.Plural(r.Requests, "imported request"), stamp(r.From), stamp(r.To), figures.Plural(r.Builds, "recorded build"), figures.Plural(r.Candidates, "candidate")),
 		Sure:     r.Verdict == blame.Named,
 		Why:      strings.Join(r.Reasons, " "),
 	}
@@ -144,7 +144,7 @@ func twins(others []blame.Candidate) string {
 		names = append(names, "or "+text(c.String()))
 	}
 	if n := len(others) - maxTwins; n > 0 {
-		names = append(names, "or "+figures.Plural(int64(n), "other"))
+		names = append(names, "or "+figures.Plural(n, "other"))
 	}
 	return strings.Join(names, ", ") + ": their builds always ran at the same time"
 }

@@ -62,9 +62,9 @@ func Length(d time.Duration) string {
 }
 
 // Bytes writes a size: 1 byte, 512 bytes, 64 KiB, 1.5 GiB.
-func Bytes(n int64) string {
+func Bytes[N int64 | uint64](n N) string {
 	if n < 1<<10 {
-		return Plural(n, "byte")
+		return Plural(int64(n), "byte")
 	}
 	units := []string{"KiB", "MiB", "GiB", "TiB"}
 	f, i := float64(n)/(1<<10), 0

@@ -28,14 +28,14 @@ func TestFigures(t *testing.T) {
 		{Length(61 * time.Second), "1m 01s"},
 		{Length(99*time.Hour + 59*time.Minute), "99h 59m"},
 		{Length(101 * time.Hour), "4d 05h"},
-		{Bytes(0), "0 bytes"},
-		{Bytes(1), "1 byte"},
-		{Bytes(1023), "1,023 bytes"},
-		{Bytes(1024), "1 KiB"},
-		{Bytes(1536), "1.5 KiB"},
-		{Bytes(5 << 20), "5 MiB"},
-		{Bytes(3 << 40), "3 TiB"},
-		{Bytes(5000 << 40), "5000 TiB"},
+		{Bytes(int64(0)), "0 bytes"},
+		{Bytes(int64(1)), "1 byte"},
+		{Bytes(int64(1023)), "1,023 bytes"},
+		{Bytes(int64(1024)), "1 KiB"},
+		{Bytes(int64(1536)), "1.5 KiB"},
+		{Bytes(uint64(5 << 20)), "5 MiB"},
+		{Bytes(int64(3 << 40)), "3 TiB"},
+		{Bytes(int64(5000 << 40)), "5000 TiB"},
 	} {
 		if row.got != row.want {
 			t.Errorf("got %q, want %q", row.got, row.want)
