@@ -343,6 +343,16 @@ func TestToolsAndCommandsAreClosed(t *testing.T) {
 	}
 }
 
+// workflows are the values of the tag in lines of docker.events that have no other.
+func workflows(lines []string) map[string]bool {
+	values := map[string]bool{}
+	for _, l := range lines {
+		_, tag, _ := strings.Cut(stripOrigin(l), "|c|#workflow:")
+		values[tag] = true
+	}
+	return values
+}
+
 func TestCardinality(t *testing.T) {
 	faults.Case(t, "SE-10")
 	a := listen(t, "udp", "127.0.0.1:0")
@@ -383,11 +393,7 @@ func TestPlacesOfATag(t *testing.T) {
 		r.By = record.BySealed
 		e.Observe(r)
 	}
-	values := map[string]bool{}
-	for _, l := range a.flush(t, e) {
-		_, tag, _ := strings.Cut(stripOrigin(l), "|c|#workflow:")
-		values[tag] = true
-	}
+	values := workflows(a.flush(t, e))
 	if len(values) != 201 || !values["__other__"] {
 		t.Errorf("%d values, want 200 and __other__", len(values))
 	}
@@ -409,11 +415,7 @@ func TestClaimedNamesDoNotTakeAllPlaces(t *testing.T) {
 		r.By = record.BySealed
 		e.Observe(r)
 	}
-	values := map[string]bool{}
-	for _, l := range a.flush(t, e) {
-		_, tag, _ := strings.Cut(stripOrigin(l), "|c|#workflow:")
-		values[tag] = true
-	}
+	values := workflows(a.flush(t, e))
 	for i := range 5 {
 		if !values[fmt.Sprint("sealed", i)] {
 			t.Errorf("workflow sealed%d lost its name: %v", i, values)
